@@ -1,0 +1,1 @@
+"""What both sides share: messages, wire format, sockets, configuration, errors. Imports neither router nor worker."""

@@ -1,0 +1,329 @@
+"""The configuration: one struct a section of config.toml, read once from file, environment and command line.
+
+Later sources win: defaults, then the file, then the seed's environment variables, then the command line. The supervisor
+writes the outcome to its run directory and hands that file to its children, so that all processes agree.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common import paths
+from common.errors import ConfigError, InvalidValue
+from common.sampling import Sampling, Speculation, check_sampling, check_speculation
+
+WEIGHT_FORMS = ("auto", "stored", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: an unknown key is an error that names it."""
+
+
+class ServerConfig(Section, frozen=True, kw_only=True):
+    """[server]: the HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_concurrent_requests: int = 256
+    max_body_bytes: int = 10 * 1024 * 1024
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    load_timeout_s: float = 600.0
+    request_timeout_s: float = 1800.0
+    max_choices: int = 8
+    max_batch_prompts: int = 256
+
+
+class GenerationConfig(Section, frozen=True, kw_only=True):
+    """[generation]: what a request gets that does not say."""
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 1024
+
+
+class SpeculationConfig(Section, frozen=True, kw_only=True):
+    """[speculation]: which drafter, and how far it may go."""
+
+    drafter: str = "auto"
+    max_draft_tokens: int = 8
+    ngram_max_match: int = 5
+    auto_draft: bool = True
+    draft_layers_ratio: float = 0.5
+    draft_model: str = ""
+
+
+class EngineConfig(Section, frozen=True, kw_only=True):
+    """[engine]: a worker's batch loop."""
+
+    max_batch_size: int = 32
+    max_waiting: int = 1024
+    prefill_chunk_ms: float = 100.0
+    prefill_chunk_alone_ms: float = 800.0
+    weights: str = "auto"
+    blas_threads: int = 0
+    kv_cache_gb: float = 0.0
+
+
+class SupervisorConfig(Section, frozen=True, kw_only=True):
+    """[supervisor]: who is loaded, and what happens when something dies."""
+
+    memory_limit_gb: float = 0.0
+    heartbeat_s: float = 0.25
+    start_timeout_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    stop_timeout_s: float = 5.0
+    backoff_first_s: float = 1.0
+    backoff_max_s: float = 60.0
+    immediate_restarts: int = 3
+    stable_after_s: float = 60.0
+
+
+class LogConfig(Section, frozen=True, kw_only=True):
+    """[log]."""
+
+    level: str = "info"
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """[models.NAME]: `path` is a folder (absolute, or below MLXSPEC_HOME/models) or a Hugging Face id."""
+
+    path: str
+    preload: bool = False
+    pin: bool = False
+    weights: str | None = None
+    max_batch_size: int | None = None
+    drafter: str | None = None
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """Everything that can be set."""
+
+    default_model: str = ""
+    server: ServerConfig = ServerConfig()
+    generation: GenerationConfig = GenerationConfig()
+    speculation: SpeculationConfig = SpeculationConfig()
+    engine: EngineConfig = EngineConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
+    log: LogConfig = LogConfig()
+    models: dict[str, ModelConfig] = {}
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def load(
+    path: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration from `path` (default: config.toml in the state folder, if there is one).
+
+    `overrides` has dotted keys (`server.port`). Raises `ConfigError` naming the file and the key at fault.
+    """
+    raw: dict[str, Any] = _read_toml(path)
+    for key, value in (_from_environment(env) | dict(overrides or {})).items():
+        _put(raw, key.split("."), value)
+    return _checked(_convert(raw, str(path or "configuration")))
+
+
+def dump(config: Config, path: Path) -> None:
+    """Write the effective configuration for child processes (JSON, mode 0600)."""
+    path.touch(mode=0o600)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+
+
+def load_effective(path: Path) -> Config:
+    """What `dump` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=Config)
+
+
+def discover_models(config: Config) -> dict[str, ModelConfig]:
+    """Configured models plus every model folder below MLXSPEC_HOME/models, by name."""
+    found = {folder.name: ModelConfig(path=str(folder)) for folder in _model_folders(paths.models_dir())}
+    return found | config.models
+
+
+def resolve_model_path(path: str) -> str:
+    """An absolute folder if `path` names one (as it is, or below MLXSPEC_HOME/models), else `path`: a hub id."""
+    for candidate in (Path(path).expanduser(), paths.models_dir() / path):
+        if (candidate / "config.json").is_file():
+            return str(candidate.absolute())
+    return path
+
+
+def default_model(config: Config, models: Mapping[str, ModelConfig]) -> str | None:
+    """The model of a request that names none: the configured one, else the first configured, else the first found."""
+    if config.default_model:
+        return config.default_model
+    return next(iter(config.models), None) or next(iter(sorted(models)), None)
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        path = paths.home() / "config.toml"
+        if not path.is_file():
+            return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, (key, kind) in _VARIABLES.items():
+        if text := env.get(name, "").strip():
+            values[key] = kind(name, text)
+    if path := env.get("MODEL_PATH", "").strip():
+        values |= _models_from_path(path)
+    return values
+
+
+def _models_from_path(path: str) -> dict[str, Any]:
+    """MODEL_PATH is one model (its folder or hub id), which becomes the default, or a folder of model folders."""
+    folder = Path(path).expanduser().absolute()
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        name = Path(path).name
+        return {f"models.{_escape(name)}.path": path, "default_model": name}
+    found = _model_folders(folder)
+    if not found:
+        raise ConfigError(f"MODEL_PATH={path} holds neither a config.json nor model folders that do")
+    return {f"models.{_escape(model.name)}.path": str(model) for model in found}
+
+
+def _model_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(f for f in folder.iterdir() if not f.name.startswith(".") and (f / "config.json").is_file())
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text!r} is not a whole number") from error
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text!r} is not a number") from error
+
+
+def _truth(name: str, text: str) -> bool:
+    truths = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    try:
+        return truths[text.lower()]
+    except KeyError as error:
+        raise ConfigError(f"{name}={text!r} is neither true nor false") from error
+
+
+def _as_it_is(name: str, text: str) -> str:
+    return text
+
+
+_VARIABLES: dict[str, tuple[str, Any]] = {
+    "AUTO_DRAFT": ("speculation.auto_draft", _truth),
+    "DRAFT_LAYERS_RATIO": ("speculation.draft_layers_ratio", _number),
+    "DRAFT_MODEL_PATH": ("speculation.draft_model", _as_it_is),
+    "MAX_BATCH_SIZE": ("engine.max_batch_size", _integer),
+    "MAX_CONCURRENT_REQUESTS": ("server.max_concurrent_requests", _integer),
+    "MEMORY_LIMIT_GB": ("supervisor.memory_limit_gb", _number),
+}
+
+
+def _escape(name: str) -> str:
+    return name.replace(".", "\0")
+
+
+def _put(raw: dict[str, Any], keys: list[str], value: Any) -> None:
+    *sections, last = (key.replace("\0", ".") for key in keys)
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{section} must be a section, not a value")
+    raw[last] = value
+
+
+def _convert(raw: dict[str, Any], source: str) -> Config:
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _checked(config: Config) -> Config:
+    _check_positive(config)
+    try:
+        check_sampling(default_sampling(config.generation))
+        check_speculation(default_speculation(config.speculation))
+    except InvalidValue as error:
+        raise ConfigError(f"[generation] or [speculation]: {error}") from error
+    for form in (config.engine.weights, *(m.weights for m in config.models.values() if m.weights)):
+        if form not in WEIGHT_FORMS:
+            raise ConfigError(f"weights is {form!r}; possible: {', '.join(WEIGHT_FORMS)}")
+    if config.log.level not in LOG_LEVELS:
+        raise ConfigError(f"log.level is {config.log.level!r}; possible: {', '.join(LOG_LEVELS)}")
+    if config.server.host not in LOOPBACK_HOSTS:
+        raise ConfigError(
+            f"server.host is {config.server.host}: without API keys only loopback addresses are served "
+            f"({', '.join(LOOPBACK_HOSTS)})"
+        )
+    return config
+
+
+_MAY_BE_ZERO = {
+    "top_k",
+    "min_p",
+    "temperature",
+    "max_draft_tokens",
+    "blas_threads",
+    "kv_cache_gb",
+    "memory_limit_gb",
+}
+
+
+def _check_positive(config: Config) -> None:
+    if not 0 < config.server.port < 65536:
+        raise ConfigError(f"server.port is {config.server.port}; it must lie in [1, 65535]")
+    for section in ("server", "generation", "speculation", "engine", "supervisor"):
+        for key, value in msgspec.structs.asdict(getattr(config, section)).items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and (value < 0 or (value == 0 and key not in _MAY_BE_ZERO)):
+                raise ConfigError(f"{section}.{key} is {value}; it must be positive")
+
+
+def default_sampling(generation: GenerationConfig) -> Sampling:
+    """The sampling of a request that sets nothing."""
+    return Sampling(
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        min_p=generation.min_p,
+    )
+
+
+def default_speculation(speculation: SpeculationConfig) -> Speculation:
+    """The speculation of a request that sets nothing."""
+    return Speculation(drafter=speculation.drafter, max_draft_tokens=speculation.max_draft_tokens)

@@ -1,0 +1,76 @@
+"""How a request wants its tokens chosen: sampling parameters, speculation options and their ranges."""
+
+import math
+
+import msgspec
+
+from common.errors import InvalidValue
+
+MAX_SEED = 2**63 - 1
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_DRAFT_TOKENS = 32
+DRAFTERS = ("auto", "ngram", "none")
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of one request's sampling. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+class Speculation(msgspec.Struct, frozen=True, kw_only=True):
+    """Which drafter may propose tokens for a request, and how many a step at most (None: the controller's limit)."""
+
+    drafter: str = "auto"
+    max_draft_tokens: int | None = None
+
+    @property
+    def is_on(self) -> bool:
+        return self.drafter != "none" and self.max_draft_tokens != 0
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise `InvalidValue` naming the first parameter that is out of range."""
+    _check_range("temperature", sampling.temperature, 0.0, 2.0)
+    _check_range("top_p", sampling.top_p, 0.0, 1.0, low_open=True)
+    _check_range("top_k", sampling.top_k, 0, 1_000_000)
+    _check_range("min_p", sampling.min_p, 0.0, 1.0)
+    _check_range("seed", sampling.seed, 0, MAX_SEED)
+
+
+def check_speculation(speculation: Speculation) -> None:
+    """Raise `InvalidValue` for an unknown drafter or an impossible draft length."""
+    if speculation.drafter not in DRAFTERS:
+        raise InvalidValue(
+            f"speculative.drafter is {speculation.drafter!r}; known drafters: {', '.join(DRAFTERS)}",
+            param="speculative.drafter",
+        )
+    if speculation.max_draft_tokens is not None:
+        _check_range("speculative.max_draft_tokens", speculation.max_draft_tokens, 0, MAX_DRAFT_TOKENS)
+
+
+def check_stop(stop: tuple[str, ...]) -> None:
+    """Raise `InvalidValue` for too many, too long or empty stop strings."""
+    if len(stop) > MAX_STOP_STRINGS:
+        raise InvalidValue(f"stop has {len(stop)} strings; at most {MAX_STOP_STRINGS} are allowed", param="stop")
+    for text in stop:
+        if not 0 < len(text) <= MAX_STOP_CHARS:
+            raise InvalidValue(
+                f"a stop string has {len(text)} characters; 1 to {MAX_STOP_CHARS} are allowed", param="stop"
+            )
+
+
+def _check_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
+    is_inside = math.isfinite(value) and low <= value <= high and not (low_open and value == low)
+    if not is_inside:
+        bracket = "(" if low_open else "["
+        raise InvalidValue(f"{name} is {value}; it must lie in {bracket}{low}, {high}]", param=name)
