@@ -1,0 +1,5 @@
+"""`python -m worker`: how the supervisor starts a worker."""
+
+from worker.main import main
+
+main()

@@ -1,0 +1,51 @@
+"""Which device and which BLAS this process computes with, and what that asks of MLX."""
+
+import ctypes
+import os
+import shutil
+
+import mlx.core as mx
+
+from common import openblas
+
+
+def name() -> str:
+    """`metal`, `cuda` or `cpu`."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def prepare() -> None:
+    """Set what MLX needs before the first array: a CPU without a C++ compiler cannot fuse operations."""
+    if name() == "cpu" and shutil.which("g++") is None:
+        mx.disable_compile()
+
+
+def describe() -> str:
+    """The backend in words, e.g. `cpu, OpenBLAS 0.3.31 with 2 threads`."""
+    if name() != "cpu":
+        info = mx.device_info()
+        return f"{name()}, {info.get('device_name', info.get('architecture', 'unknown device'))}"
+    blas = _openblas()
+    if blas is None:
+        return "cpu, the wheel's reference BLAS (slow; install cmeel-openblas)"
+    config = blas.openblas_get_config
+    config.restype = ctypes.c_char_p
+    version = config().decode().split()[1]
+    return f"cpu, OpenBLAS {version} with {blas.openblas_get_num_threads()} threads"
+
+
+def set_blas_threads(threads: int) -> None:
+    """Let OpenBLAS use so many threads; 0, or where it is not loaded: nothing changes."""
+    blas = _openblas()
+    if blas is not None and threads:
+        blas.openblas_set_num_threads(threads)
+
+
+def _openblas() -> ctypes.CDLL | None:
+    """The OpenBLAS that was preloaded into this process."""
+    path = openblas.library()
+    if path is None or str(path) not in os.environ.get("LD_PRELOAD", ""):
+        return None
+    return ctypes.CDLL(str(path))

@@ -1,0 +1,1 @@
+"""Per-row KV caches that plug into the model classes of mlx-lm."""

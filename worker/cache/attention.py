@@ -1,0 +1,112 @@
+"""Attention over a ragged cache, in place of `scaled_dot_product_attention` in mlx-lm's model files."""
+
+import sys
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from worker.cache.layout import AttentionStyle, Group
+from worker.cache.ragged import RaggedKVCache, Step, Visibility
+
+# On a CPU a group is a handful of small operations (some 30 µs), and a score costs an `exp` for each head (100 ns).
+CPU_STYLE = AttentionStyle(extent_step=32, group_overhead=800, folds_heads=True)
+# On a GPU one more kernel launch costs more than any padding of a decode step, but not than a prompt's.
+GPU_STYLE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False)
+
+_FUNCTION = "scaled_dot_product_attention"
+
+
+def attention_style() -> AttentionStyle:
+    """The way of the default device."""
+    return CPU_STYLE if mx.default_device() == mx.Device(mx.cpu) else GPU_STYLE
+
+
+def install(model: nn.Module) -> None:
+    """Let the model's own files call `ragged_attention` when they are given a ragged cache."""
+    for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+        original = getattr(module, _FUNCTION, None)
+        if original is not None and not hasattr(original, "original"):
+            setattr(module, _FUNCTION, _dispatching(original))
+
+
+def _dispatching(original: Any) -> Any:
+    def attention(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        **options: Any,
+    ) -> mx.array:
+        if isinstance(cache, RaggedKVCache):
+            return ragged_attention(queries, keys, values, cache, scale, mask, **options)
+        result: mx.array = original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
+        return result
+
+    attention.original = original  # type: ignore[attr-defined]
+    return attention
+
+
+def ragged_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    cache: RaggedKVCache,
+    scale: float,
+    mask: Visibility,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """Attention of a packed step.
+
+    queries [tokens, heads, 1, head_dim]; keys and values [slots, kv_heads, capacity, head_dim];
+    returns [tokens, heads, 1, value_dim].
+    """
+    windows = [window for window in (mask.window, cache.window) if window]
+    window = min(windows) if windows else None
+    outputs = [_attend(queries, keys, values, cache.step, group, scale, window, sinks) for group in cache.step.groups]
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+
+
+def _attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    step: Step,
+    group: Group,
+    scale: float,
+    window: int | None,
+    sinks: mx.array | None,
+) -> mx.array:
+    heads, kv_heads = queries.shape[1], keys.shape[1]
+    folded = heads // kv_heads if step.style.folds_heads and sinks is None else 1
+    slots = slice(group.first_slot, group.first_slot + group.slots)
+    output = mx.fast.scaled_dot_product_attention(
+        _padded(queries, step, group, folded),
+        keys[slots, :, : group.extent],
+        values[slots, :, : group.extent],
+        scale=scale,
+        mask=step.mask(group, window, folded),
+        sinks=sinks,
+    )
+    return _packed(output, step, group, folded)
+
+
+def _padded(queries: mx.array, step: Step, group: Group, folded: int) -> mx.array:
+    """[tokens, heads, 1, dim] of the step → [slots, heads / folded, folded × width, dim] of the group."""
+    heads, dim = queries.shape[1], queries.shape[3]
+    if group.is_rectangular:
+        own = queries[group.first_token : group.first_token + group.tokens]
+    else:
+        own = queries[step.gather_index(group)]
+    by_head = own.reshape(group.slots, group.width, heads // folded, folded, dim).transpose(0, 2, 3, 1, 4)
+    return by_head.reshape(group.slots, heads // folded, folded * group.width, dim)
+
+
+def _packed(output: mx.array, step: Step, group: Group, folded: int) -> mx.array:
+    """[slots, heads / folded, folded × width, dim] of the group → [its tokens, heads, 1, dim]."""
+    heads, dim = output.shape[1] * folded, output.shape[3]
+    by_token = output.reshape(group.slots, heads // folded, folded, group.width, dim).transpose(0, 3, 1, 2, 4)
+    tokens = by_token.reshape(group.slots * group.width, heads, 1, dim)
+    return tokens if group.is_rectangular else tokens[step.scatter_index(group)]

@@ -1,0 +1,130 @@
+"""Which tokens a step brings, where they go in the cache, and how attention is grouped: plain host arithmetic.
+
+A step is *packed*: the tokens of all rows stand one after the other, [tokens], whatever each row's width, so that the
+linear layers of the model see no padding. Only attention looks at rows, in groups of neighbouring slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+CAPACITY_STEP = 256  # slots grow by multiples of this many tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One row's part of a step: `width` tokens written to `slot` from position `start` on."""
+
+    slot: int
+    start: int
+    width: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.width
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStyle:
+    """How attention is best done on a device.
+
+    `extent_step`: attended extents are rounded up to a multiple of it. It must be a multiple of the width of vector
+    units, which makes the sum inside softmax independent of the extent. `group_overhead`: the fixed cost of one more
+    group, in scores (queries × attended slots). `folds_heads`: the query heads that share a key head go through one
+    matrix product, for devices without a fused attention kernel.
+    """
+
+    extent_step: int
+    group_overhead: int
+    folds_heads: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring slots that attend together, padded to one width and one extent."""
+
+    segments: tuple[Segment, ...]
+    first_token: int
+    extent_step: int
+
+    @property
+    def first_slot(self) -> int:
+        return self.segments[0].slot
+
+    @property
+    def slots(self) -> int:
+        return self.segments[-1].slot + 1 - self.first_slot
+
+    @cached_property
+    def width(self) -> int:
+        return max(segment.width for segment in self.segments)
+
+    @cached_property
+    def extent(self) -> int:
+        return round_up(max(segment.end for segment in self.segments), self.extent_step)
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(segment.width for segment in self.segments)
+
+    @property
+    def scores(self) -> int:
+        return self.slots * self.width * self.extent
+
+    @cached_property
+    def is_rectangular(self) -> bool:
+        """Every slot of the group has exactly `width` tokens: no gather is needed."""
+        return self.tokens == self.slots * self.width
+
+    def gather_index(self) -> list[int]:
+        """Token of the packed step for each [slot, column]; padding points at the group's first token."""
+        index = [self.first_token] * (self.slots * self.width)
+        for column, token in zip(
+            self.scatter_index(), range(self.first_token, self.first_token + self.tokens), strict=True
+        ):
+            index[column] = token
+        return index
+
+    def scatter_index(self) -> list[int]:
+        """Flat [slot, column] of each of the group's packed tokens."""
+        return [
+            (segment.slot - self.first_slot) * self.width + column
+            for segment in self.segments
+            for column in range(segment.width)
+        ]
+
+    def starts(self) -> list[int]:
+        """Position of the first query of each slot; -extent for a slot without tokens, which then sees nothing."""
+        starts = [-self.extent - self.width] * self.slots
+        for segment in self.segments:
+            starts[segment.slot - self.first_slot] = segment.start
+        return starts
+
+    def merged(self, other: "Group") -> "Group":
+        """This group and its right neighbour as one."""
+        return Group(self.segments + other.segments, self.first_token, self.extent_step)
+
+
+def round_up(value: int, step: int) -> int:
+    """The smallest multiple of `step` that is at least `value`."""
+    return -(-value // step) * step
+
+
+def group_segments(segments: Sequence[Segment], style: AttentionStyle) -> list[Group]:
+    """Groups of least cost for segments sorted by slot: neighbours merge while padding costs less than a group."""
+    groups: list[Group] = []
+    first_token = 0
+    for segment in segments:
+        groups.append(Group((segment,), first_token, style.extent_step))
+        first_token += segment.width
+    while len(groups) > 1:
+        padding, at = min(_padding_of_merge(groups, i) for i in range(len(groups) - 1))
+        if padding > style.group_overhead:
+            break
+        groups[at : at + 2] = [groups[at].merged(groups[at + 1])]
+    return groups
+
+
+def _padding_of_merge(groups: Sequence[Group], i: int) -> tuple[int, int]:
+    left, right = groups[i], groups[i + 1]
+    return left.merged(right).scores - left.scores - right.scores, i

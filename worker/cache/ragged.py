@@ -1,0 +1,193 @@
+"""A ragged KV cache: every row has its own length, and rolling a row back is a change of one number.
+
+Slots [slots, kv_heads, capacity, head_dim] are left-aligned. Rejected tokens stay where they are, hidden by the mask,
+until the next step writes over them. All layers share one `RaggedState`; a host copy of the lengths sizes everything,
+so nothing here waits for the device.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+from common.errors import ConfigError
+from worker.cache.layout import CAPACITY_STEP, AttentionStyle, Group, Segment, group_segments, round_up
+
+
+class UnsupportedCache(ConfigError):
+    """The model keeps a state that this cache cannot hold."""
+
+
+class Step:
+    """The arrays of one step, built once and shared by all layers."""
+
+    def __init__(self, segments: Sequence[Segment], style: AttentionStyle) -> None:
+        self.style = style
+        self.segments = tuple(sorted(segments, key=lambda segment: segment.slot))
+        self.groups = group_segments(self.segments, style)
+        slots = [s.slot for s in self.segments for _ in range(s.width)]
+        positions = [s.start + i for s in self.segments for i in range(s.width)]
+        self.tokens = len(positions)
+        self.slots = mx.array(slots, dtype=mx.int32)  # [tokens]
+        self.positions = mx.array(positions, dtype=mx.int32)  # [tokens]
+        self._memo: dict[tuple[Any, ...], mx.array] = {}
+
+    def gather_index(self, group: Group) -> mx.array:
+        """[slots × width] packed tokens of a padded group."""
+        return self._remember(("gather", group.first_token), lambda: mx.array(group.gather_index(), dtype=mx.int32))
+
+    def scatter_index(self, group: Group) -> mx.array:
+        """[tokens of the group] places in the padded group."""
+        return self._remember(("scatter", group.first_token), lambda: mx.array(group.scatter_index(), dtype=mx.int32))
+
+    def mask(self, group: Group, window: int | None, repeats: int) -> mx.array:
+        """What each query may see: bool [slots, 1, repeats × width, extent]."""
+        return self._remember(("mask", group.first_token, window, repeats), lambda: _make_mask(group, window, repeats))
+
+    def _remember(self, key: tuple[Any, ...], make: Any) -> mx.array:
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+
+def _make_mask(group: Group, window: int | None, repeats: int) -> mx.array:
+    starts = mx.array(group.starts(), dtype=mx.int32)
+    query = starts[:, None, None] + mx.arange(group.width, dtype=mx.int32)[None, :, None]
+    key = mx.arange(group.extent, dtype=mx.int32)
+    mask = key <= query
+    if window is not None:
+        mask = mask & (key > query - window)
+    shape = (group.slots, repeats, group.width, group.extent)
+    return mx.broadcast_to(mask[:, None], shape).reshape(group.slots, 1, -1, group.extent)
+
+
+class RaggedState:
+    """Lengths and capacity of all slots, and the step in progress."""
+
+    def __init__(self, style: AttentionStyle) -> None:
+        self.style = style
+        self.lengths: list[int] = []  # tokens kept in each slot
+        self.capacity_tokens = 0
+        self.longest_tokens = 0  # what the longest row may come to need: room to grow into
+        self.step: Step | None = None
+
+    @property
+    def slots(self) -> int:
+        return len(self.lengths)
+
+    def begin(self, segments: Sequence[Segment]) -> Step:
+        """Start a step; grows the slots' number and capacity as it needs. Segments must continue their slots."""
+        for segment in segments:
+            self._reserve(segment)
+            assert segment.width > 0 and segment.start == self.lengths[segment.slot], segment
+        self.step = Step(segments, self.style)
+        return self.step
+
+    def commit(self, slot: int, length: int) -> None:
+        """Keep the first `length` tokens of a slot: less than what was written rolls the rest back."""
+        assert 0 <= length <= self.capacity_tokens, (slot, length)
+        self.lengths[slot] = length
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's tokens."""
+        self.lengths[slot] = 0
+
+    def _reserve(self, segment: Segment) -> None:
+        if segment.slot >= self.slots:
+            wanted = 1 << segment.slot.bit_length()
+            self.lengths += [0] * (wanted - self.slots)
+        extent = round_up(segment.end, self.style.extent_step)
+        if extent > self.capacity_tokens:
+            roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
+            self.capacity_tokens = round_up(max(extent, roomy), CAPACITY_STEP)
+
+
+class RaggedKVCache:
+    """One layer's keys and values; stands in for mlx-lm's caches in its model classes, for packed steps.
+
+    In a packed step the model sees [tokens, 1] inputs: every token is a batch row of its own for the linear layers and
+    for rope (`offset` [tokens]); `ragged_attention` puts the rows together again.
+    """
+
+    def __init__(self, state: RaggedState, window: int | None = None) -> None:
+        self.state = state
+        self.window = window
+        self.keys: mx.array | None = None  # [slots, kv_heads, capacity, head_dim]
+        self.values: mx.array | None = None
+
+    @property
+    def step(self) -> Step:
+        assert self.state.step is not None
+        return self.state.step
+
+    @property
+    def offset(self) -> mx.array:
+        """[tokens] position of each token, as rope wants it."""
+        return self.step.positions
+
+    def make_mask(self, width: int, return_array: bool = False, window_size: int | None = None) -> "Visibility":
+        """What mlx-lm's models hand on to attention as `mask`: only a note of the layer's window."""
+        return Visibility(window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [tokens, kv_heads, 1, head_dim] of this step; returns the whole slots."""
+        self.keys = self._write(self.keys, keys)
+        self.values = self._write(self.values, values)
+        return self.keys, self.values
+
+    def _write(self, pool: mx.array | None, new: mx.array) -> mx.array:
+        heads, dim = new.shape[1], new.shape[3]
+        pool = _grown(pool, (self.state.slots, heads, self.state.capacity_tokens, dim), new.dtype)
+        pool[self.step.slots, :, self.step.positions] = new[:, :, 0]  # in place: the cache holds the sole reference
+        return pool
+
+    def scrub(self, slot: int) -> None:
+        """Overwrite a slot with zeros."""
+        if self.keys is not None and self.values is not None:
+            self.keys[slot] = 0
+            self.values[slot] = 0
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.keys = self.values = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
+
+
+class Visibility:
+    """Stands in for a mask between mlx-lm's model code and `ragged_attention`."""
+
+    __slots__ = ("window",)
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+
+
+def _grown(pool: mx.array | None, shape: tuple[int, int, int, int], dtype: mx.Dtype) -> mx.array:
+    if pool is not None and pool.shape == shape:
+        return pool
+    grown = mx.zeros(shape, dtype)
+    if pool is not None:
+        grown[: pool.shape[0], :, : pool.shape[2]] = pool
+    return grown
+
+
+def make_ragged_caches(model: Any, state: RaggedState) -> list[RaggedKVCache]:
+    """One cache a layer, in the form that the model makes for itself.
+
+    Raises `UnsupportedCache` for models with another kind of state (recurrent, chunked, quantized …).
+    """
+    return [_ragged(cache, state) for cache in make_prompt_cache(model)]
+
+
+def _ragged(cache: Any, state: RaggedState) -> RaggedKVCache:
+    if type(cache) is KVCache:
+        return RaggedKVCache(state)
+    if type(cache) is RotatingKVCache and not cache.keep:
+        return RaggedKVCache(state, window=cache.max_size)
+    raise UnsupportedCache(
+        f"the model keeps a {type(cache).__name__}; supported are models with plain or sliding-window KV caches"
+    )

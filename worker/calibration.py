@@ -1,0 +1,63 @@
+"""Measures a model's step times at load, and keeps them for the next start of the same model on the same device."""
+
+import hashlib
+import logging
+import time
+from importlib import metadata
+from pathlib import Path
+
+import mlx.core as mx
+
+from common import paths
+from common.logs import fields
+from worker import backend, step_times
+from worker.cache.layout import Segment
+from worker.step_times import StepTimes
+from worker.target import Target
+
+LARGEST = 128  # tokens of the largest step that is timed at load
+_ROWS = 8
+_CONTEXT = 64
+
+log = logging.getLogger(__name__)
+
+
+def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
+    """Step times of this model here: as an earlier worker measured them, or measured now (a second or two)."""
+    file = _file(model_path, weights)
+    times = step_times.load(file)
+    if times is not None and times.is_measured:
+        return times
+    times = StepTimes()
+    times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST)
+    step_times.save(times, file)
+    shown = {f"tokens_{n}_ms": s * 1e3 for n, s in zip(step_times.GRID, times.seconds, strict=True) if s is not None}
+    log.info("Measured the step times. %s", fields(**shown))
+    return times
+
+
+def _time_step(target: Target, tokens: int) -> float:
+    """Seconds of one step of `tokens` tokens in up to 8 rows, the choice of the next tokens included."""
+    target.clear()
+    rows = min(tokens, _ROWS)
+    widths = [tokens // rows + (row < tokens % rows) for row in range(rows)]
+    _run(target, [Segment(row, 0, _CONTEXT) for row in range(rows)], keep=_CONTEXT)
+    began = time.perf_counter()
+    _run(target, [Segment(row, _CONTEXT, width) for row, width in enumerate(widths)], keep=_CONTEXT)
+    seconds = time.perf_counter() - began
+    target.clear()
+    return seconds
+
+
+def _run(target: Target, segments: list[Segment], keep: int) -> None:
+    count = sum(segment.width for segment in segments)
+    chosen = range(count) if count <= LARGEST else [0]
+    logits = target.forward(segments, [1] * count, chosen)
+    mx.eval(mx.argmax(logits, axis=-1), target.cached_arrays())
+    for segment in segments:
+        target.state.commit(segment.slot, keep)
+
+
+def _file(model_path: str, weights: str) -> Path:
+    what = f"{model_path}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
+    return paths.home() / "calibration" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"

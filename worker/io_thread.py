@@ -1,0 +1,346 @@
+"""The I/O thread of a served model: owns both sockets and all text; tokens in, tokens out, signs of life."""
+
+import asyncio
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from common import sockets, wire
+from common.config import Config
+from common.errors import InternalError, MlxspecError, ModelUnavailable
+from common.logs import fields
+from common.messages import (
+    Accepted,
+    Cancel,
+    Delta,
+    Deltas,
+    Drain,
+    Exit,
+    Failed,
+    Finished,
+    Generate,
+    Heartbeat,
+    Load,
+    Message,
+    ModelFacts,
+    SetLimits,
+    StateChanged,
+    Timings,
+    Usage,
+    WorkerHello,
+)
+from common.states import WorkerState
+from worker import limits
+from worker.detokenize import Detokenizer, TextStream
+from worker.engine import Engine, Gain, StepReport
+from worker.loop import CancelRequest, NewLimits, Order, Pulse, Stop, Submit
+from worker.request import Request
+from worker.template import check_length, to_tokens
+
+LOAD_REPORT_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Who this worker is on the bus."""
+
+    identity: str
+    token: str
+    model: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the I/O thread needs of a loaded model. Of `engine` it reads counters only."""
+
+    engine: Engine
+    tokenizer: Any
+    facts: ModelFacts
+    end_tokens: frozenset[int]
+
+
+class IoThread:
+    """Runs an event loop in its own thread; the MLX thread talks to it by `ready` and `publish`."""
+
+    def __init__(self, name: Name, run_dir: Path, config: Config, pulse: Pulse) -> None:
+        self.name = name
+        self.config = config
+        self.pulse = pulse
+        self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._run_dir = run_dir
+        self._served: Served | None = None
+        self._state = WorkerState.LOADING
+        self._streams: dict[str, TextStream] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name="io", daemon=True)
+
+    # --- called by the MLX thread -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect and say hello, while the model is loading."""
+        self._thread.start()
+
+    def ready(self, served: Served) -> None:
+        """The model answers from now on."""
+        self._loop.call_soon_threadsafe(self._become_ready, served)
+
+    def publish(self, report: StepReport) -> None:
+        """Hand out what a step gave."""
+        self._loop.call_soon_threadsafe(self._on_report, report)
+
+    # --- the thread -----------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException:
+            log.exception("The I/O thread broke.")
+            raise
+        finally:
+            self.orders.put(Stop())
+
+    async def _serve(self) -> None:
+        context = zmq.asyncio.Context()
+        self._control = sockets.connect_dealer(context, self._run_dir / sockets.CONTROL_SOCKET, self.name.identity)
+        self._data = sockets.connect_dealer(context, self._run_dir / sockets.DATA_SOCKET, self.name.identity)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._greet(self._control, self._greet_supervisor))
+            tasks.create_task(self._greet(self._data, self._greet_router))
+            tasks.create_task(self._receive_orders())
+            tasks.create_task(self._receive_requests())
+            tasks.create_task(self._beat())
+            tasks.create_task(self._report_load())
+
+    async def _greet(self, socket: zmq.asyncio.Socket, say: Any) -> None:
+        """Say hello after each connection: the first one, and those to a peer that was started again."""
+        events = sockets.connection_events(socket)
+        while True:
+            await events.recv_multipart()
+            await say()
+
+    async def _greet_supervisor(self) -> None:
+        await self._control.send(wire.encode(self._hello()))
+        await self._announce()
+
+    async def _greet_router(self) -> None:
+        for request_id in list(self._streams):  # they belonged to a router that is gone
+            self._drop(request_id)
+        await self._data.send(wire.encode(self._hello()))
+
+    def _hello(self) -> WorkerHello:
+        return WorkerHello(identity=self.name.identity, token=self.name.token, model=self.name.model, pid=self.name.pid)
+
+    async def _announce(self) -> None:
+        facts = self._served.facts if self._served and self._state is WorkerState.READY else None
+        await self._control.send(wire.encode(StateChanged(state=self._state, facts=facts)))
+
+    def _become_ready(self, served: Served) -> None:
+        self._served = served
+        self._change_state(WorkerState.READY)
+
+    def _change_state(self, state: WorkerState) -> None:
+        self._state = state
+        self._send(self._control, StateChanged(state=state, facts=self._served.facts if self._served else None))
+
+    # --- orders of the supervisor ------------------------------------------------------------------------------
+
+    async def _receive_orders(self) -> None:
+        while True:
+            match wire.decode_worker_order(await self._control.recv()):
+                case SetLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes):
+                    self.orders.put(NewLimits(kv_bytes, cache_bytes))
+                case Drain():
+                    self._change_state(WorkerState.DRAINING)
+                    self._stop_if_drained()
+                case Exit():
+                    self.orders.put(Stop())
+
+    def _stop_if_drained(self) -> None:
+        if self._state is WorkerState.DRAINING and not self._streams:
+            self.orders.put(Stop())
+
+    async def _beat(self) -> None:
+        while True:
+            engine = self._served.engine if self._served else None
+            self._send(
+                self._control,
+                Heartbeat(
+                    loop_seq=self.pulse.seq,
+                    phase=self.pulse.phase,
+                    running=self.pulse.running,
+                    waiting=self.pulse.waiting,
+                    finished=engine.totals.finished if engine else 0,
+                    active_bytes=limits.active_bytes(),
+                    cache_bytes=limits.cache_bytes(),
+                    footprint_bytes=limits.footprint_bytes(),
+                ),
+            )
+            await asyncio.sleep(self.config.supervisor.heartbeat_s)
+
+    # --- requests of the router ----------------------------------------------------------------------------------
+
+    async def _receive_requests(self) -> None:
+        while True:
+            match wire.decode_to_worker(await self._data.recv()):
+                case Generate() as generate:
+                    self._start(generate)
+                case Cancel(request_id=request_id):
+                    self._drop(request_id)
+
+    def _start(self, generate: Generate) -> None:
+        try:
+            request = self._accept(generate)
+        except MlxspecError as error:
+            self._fail(generate.request_id, error)
+        except Exception as error:  # one request's prompt must not end the others
+            log.exception("Cannot prepare a prompt. %s", fields(request=generate.request_id))
+            self._fail(generate.request_id, InternalError(f"the prompt could not be prepared: {error}"))
+        else:
+            self._send(self._data, Accepted(request_id=generate.request_id, prompt_tokens=len(request.prompt)))
+            self.orders.put(Submit(request))
+
+    def _accept(self, generate: Generate) -> Request:
+        served = self._served
+        if served is None or self._state is not WorkerState.READY:
+            raise ModelUnavailable(f"{self.name.model} is {self._state}: it takes no request now")
+        prompt = to_tokens(generate.prompt, served.tokenizer, served.facts.vocabulary)
+        max_tokens = check_length(len(prompt), generate.max_tokens, served.facts.context_tokens)
+        stream = text_stream(served.tokenizer, served.end_tokens, generate.stop)
+        stream.push(generate.resume)
+        self._streams[generate.request_id] = stream
+        return Request(
+            request_id=generate.request_id,
+            prompt=tuple(prompt),
+            sampling=generate.sampling,
+            max_tokens=max_tokens,
+            end_tokens=frozenset() if generate.ignore_eos else served.end_tokens,
+            speculation=generate.speculation,
+            resume=generate.resume,
+            arrived_s=served.engine.clock(),
+        )
+
+    def _drop(self, request_id: str) -> None:
+        if self._streams.pop(request_id, None) is not None:
+            self.orders.put(CancelRequest(request_id))
+            self._stop_if_drained()
+
+    # --- what the loop gives ---------------------------------------------------------------------------------------
+
+    def _on_report(self, report: StepReport) -> None:
+        deltas: list[Delta] = []
+        ends: list[Message] = []
+        for gain in report.gains:
+            stream = self._streams.get(gain.request_id)
+            if stream is None:
+                continue
+            if delta := self._advance(stream, gain):
+                deltas.append(delta)
+            if end := self._end(stream, gain):
+                ends.append(end)
+                del self._streams[gain.request_id]
+        if deltas:
+            self._send(self._data, Deltas(step=report.step, items=tuple(deltas)))
+        for message in ends:
+            self._send(self._data, message)
+        self._stop_if_drained()
+
+    def _advance(self, stream: TextStream, gain: Gain) -> Delta | None:
+        """The tokens and the text that a request gained; a stop string ends it here and frees its row."""
+        if stream.is_stopped:
+            return None
+        before = stream.tokens
+        text = stream.push(gain.tokens)
+        if gain.finish:
+            text += stream.finish()
+        elif stream.is_stopped:
+            self.orders.put(CancelRequest(gain.request_id))
+        tokens = gain.tokens[: stream.tokens - before]
+        return Delta(request_id=gain.request_id, token_ids=tokens, text=text) if tokens or text else None
+
+    def _end(self, stream: TextStream, gain: Gain) -> Message | None:
+        if gain.error is not None:
+            return _failed(gain.request_id, gain.error)
+        if gain.finish is None:
+            return None
+        usage = gain.usage or Usage(prompt_tokens=0, completion_tokens=0)
+        timings = gain.timings or Timings()
+        if not stream.is_stopped:
+            return Finished(request_id=gain.request_id, reason=gain.finish, usage=usage, timings=timings)
+        return Finished(
+            request_id=gain.request_id,
+            reason="stop",
+            usage=_with_completion(usage, stream.tokens),
+            timings=timings,
+        )
+
+    def _fail(self, request_id: str, error: MlxspecError) -> None:
+        self._streams.pop(request_id, None)
+        self._send(self._data, _failed(request_id, error))
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+
+    async def _report_load(self) -> None:
+        while True:
+            if self._served is not None:
+                self._send(self._data, self._load(self._served.engine))
+            await asyncio.sleep(LOAD_REPORT_S)
+
+    def _load(self, engine: Engine) -> Load:
+        totals = engine.totals
+        is_measured = engine.times.is_measured
+        return Load(
+            running=self.pulse.running,
+            waiting=self.pulse.waiting,
+            outstanding_tokens=self.pulse.outstanding_tokens,
+            kv_bytes=self.pulse.kv_bytes,
+            steps=totals.steps,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated,
+            drafted_tokens=totals.drafted,
+            accepted_tokens=totals.accepted,
+            plain_step_ms=engine.times.predict(1) * 1e3 if is_measured else None,
+            speedup=totals.plain_decode_s / totals.measured_decode_s if totals.measured_decode_s else None,
+        )
+
+    def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
+        """Send without waiting, in order; with no peer connected a message has no reader and is dropped."""
+        asyncio.ensure_future(socket.send(wire.encode(message), zmq.DONTWAIT)).add_done_callback(_note_dropped)
+
+
+def _note_dropped(sent: "asyncio.Future[Any]") -> None:
+    if not sent.cancelled() and (error := sent.exception()) is not None:
+        log.debug("A message found no reader. %s", fields(error=error))
+
+
+def _failed(request_id: str, error: MlxspecError) -> Failed:
+    return Failed(request_id=request_id, code=error.code, message=error.message, param=error.param)
+
+
+def _with_completion(usage: Usage, completion_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        drafted_tokens=usage.drafted_tokens,
+        accepted_tokens=usage.accepted_tokens,
+        steps=usage.steps,
+    )
+
+
+def text_stream(tokenizer: Any, end_tokens: frozenset[int], stop: tuple[str, ...] = ()) -> TextStream:
+    """An empty text stream for one request to this tokenizer's model."""
+
+    def decode(tokens: list[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    return TextStream(Detokenizer(decode), stop, end_tokens)

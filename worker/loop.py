@@ -1,0 +1,125 @@
+"""The MLX thread of a served model: takes orders between steps, runs steps, hands out what they gave."""
+
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from common.errors import MlxspecError
+from worker.engine import Engine, Gain, StepReport
+from worker.request import Request
+
+IDLE_WAIT_S = 1.0
+CLEAR_AFTER_S = 10.0  # an idle worker gives MLX's buffer cache back after so long
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Run this request."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Nobody wants this request's tokens any more."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewLimits:
+    """This much memory for the KV cache, and for MLX's buffer cache."""
+
+    kv_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the loop now."""
+
+
+Order = Submit | CancelRequest | NewLimits | Stop
+
+
+@dataclass(slots=True)
+class Pulse:
+    """What other threads may read of the loop. `seq` grows with every turn: if it stands still, the loop hangs."""
+
+    seq: int = 0
+    phase: str = "loading"
+    running: int = 0
+    waiting: int = 0
+    outstanding_tokens: int = 0
+    kv_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Loop:
+    """Runs an engine from a queue of orders. `publish` is called on this thread with each step's report."""
+
+    engine: Engine
+    orders: "queue.SimpleQueue[Order]"
+    publish: Callable[[StepReport], None]
+    pulse: Pulse
+    is_stopping: bool = False
+    idle_since_s: float | None = None
+
+    def run(self) -> None:
+        """Until a `Stop` comes. What goes wrong in a step ends the process: a half-dead worker helps nobody."""
+        while not self.is_stopping:
+            self._take_orders()
+            if self.engine.has_work:
+                self.pulse.phase = "step"
+                self.publish(self.engine.step())
+                self.idle_since_s = None
+            self._beat()
+
+    def _take_orders(self) -> None:
+        """Wait for an order if there is nothing else to do, then take all that are there."""
+        self.pulse.phase = "orders"
+        if not self.engine.has_work:
+            try:
+                self._take(self.orders.get(timeout=IDLE_WAIT_S))
+            except queue.Empty:
+                self._rest()
+        while not self.orders.empty():
+            self._take(self.orders.get_nowait())
+
+    def _take(self, order: Order) -> None:
+        match order:
+            case Submit(request=request):
+                self._submit(request)
+            case CancelRequest(request_id=request_id):
+                if gains := self.engine.cancel(request_id):
+                    self.publish(StepReport(self.engine.totals.steps, tuple(gains)))
+            case NewLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes):
+                self.engine.limits = replace(self.engine.limits, kv_bytes=kv_bytes)
+                mx.set_cache_limit(cache_bytes)
+            case Stop():
+                self.is_stopping = True
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self.engine.submit(request)
+        except MlxspecError as error:
+            self.publish(StepReport(self.engine.totals.steps, (Gain(request.request_id, error=error),)))
+
+    def _rest(self) -> None:
+        now = time.monotonic()
+        self.idle_since_s = self.idle_since_s or now
+        if now - self.idle_since_s > CLEAR_AFTER_S:
+            mx.clear_cache()
+
+    def _beat(self) -> None:
+        engine = self.engine
+        self.pulse.seq += 1
+        self.pulse.phase = "idle" if not engine.has_work else "step"
+        self.pulse.running, self.pulse.waiting = len(engine.rows), len(engine.waiting)
+        self.pulse.outstanding_tokens = sum(row.uncached + row.tokens_left for row in engine.rows) + sum(
+            request.total_tokens for request in engine.waiting
+        )
+        self.pulse.kv_bytes = engine.target.kv_bytes

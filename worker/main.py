@@ -1,0 +1,74 @@
+"""The entry of a worker process: from the shell for one model, or as the supervisor's child."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import lifeline, logs, openblas
+from common.config import load_effective
+from common.errors import MlxspecError
+from common.states import ExitCode
+
+log = logging.getLogger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What the supervisor told this process on its command line."""
+
+    identity: str
+    name: str
+    model: str
+    run_dir: Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run as the supervisor's child if `--identity` is given, else as a tool in the foreground."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--identity" in arguments:
+        sys.exit(serve(_child(arguments)))
+    _with_openblas(arguments)
+    from worker import debug  # pulls mlx: not before the preload
+
+    sys.exit(debug.main(arguments))
+
+
+def serve(child: Child) -> int:
+    """Load the model and answer requests until told to stop; returns the exit code."""
+    config = load_effective(child.run_dir / "config.json")
+    logs.setup(f"worker {child.identity}", config.log.level)
+    lifeline.watch()
+    from worker.served import run  # pulls mlx
+
+    try:
+        run(child, config)
+    except MlxspecError as error:
+        log.error("%s", error)
+        return ExitCode.BAD_MODEL
+    except Exception as error:
+        log.exception("The worker broke.")
+        return ExitCode.OUT_OF_MEMORY if _is_out_of_memory(error) else ExitCode.CRASH
+    return ExitCode.OK
+
+
+def _child(arguments: Sequence[str]) -> Child:
+    parser = argparse.ArgumentParser(prog="python -m worker")
+    for option in ("--identity", "--name", "--model", "--run-dir"):
+        parser.add_argument(option, required=True)
+    options = parser.parse_args(arguments)
+    return Child(options.identity, options.name, options.model, Path(options.run_dir))
+
+
+def _with_openblas(arguments: Sequence[str]) -> None:
+    """Start this process again with OpenBLAS preloaded, where there is one and it is not yet."""
+    environment = openblas.with_preload()
+    if environment.get("LD_PRELOAD") != os.environ.get("LD_PRELOAD"):
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "worker", *arguments], environment)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "allocate" in str(error).lower()

@@ -1,0 +1,100 @@
+"""How long a step takes, by the number of tokens in it: measured at load, refreshed by every step since.
+
+Verification is not free, and what it costs differs by device, model and batch: it is measured, never assumed.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_RATE = 0.1  # weight of a new measurement
+_TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this factor away
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """Seconds of a step at each size of `GRID`; None where nothing was measured.
+
+    A larger step is never taken to be faster than a smaller one: the estimate at a size is the least of all larger
+    ones', which keeps one disturbed measurement from shutting a size out.
+    """
+
+    seconds: list[float | None] = field(default_factory=lambda: [None] * len(GRID))
+
+    @property
+    def is_measured(self) -> bool:
+        return sum(s is not None for s in self.seconds) >= 2
+
+    def predict(self, tokens: int) -> float:
+        """Seconds of a step of `tokens` tokens, between and beyond the grid by straight lines."""
+        sizes, times = self._known()
+        if len(sizes) == 1:
+            return times[0]
+        i = min(max(bisect_left(sizes, tokens), 1), len(sizes) - 1)
+        slope = (times[i] - times[i - 1]) / (sizes[i] - sizes[i - 1])
+        return max(times[0], times[i - 1] + slope * (tokens - sizes[i - 1]))
+
+    def largest_within(self, seconds: float, least: int, most: int) -> int:
+        """The most tokens in [least, most] that a step of at most `seconds` can have; at least `least`."""
+        low, high = least, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.predict(middle) <= seconds else (low, middle - 1)
+        return low
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Take in one measured step: both neighbours on the grid move by their share."""
+        if not self.is_measured:
+            self.seconds[min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens))] = seconds
+            return
+        expected = self.predict(tokens)
+        ratio = min(max(seconds / expected, 1 / _TRUST), _TRUST)
+        for i, share in _neighbours(tokens):
+            known = self.seconds[i]
+            base = known if known is not None else self.predict(GRID[i])
+            self.seconds[i] = base * (1 + _RATE * share * (ratio - 1))
+
+    def calibrate(self, run: Callable[[int], float], largest: int, repeats: int = 3) -> None:
+        """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up."""
+        for i, size in enumerate(GRID):
+            if size <= largest:
+                run(size)
+                self.seconds[i] = min(run(size) for _ in range(repeats))
+
+    def _known(self) -> tuple[list[int], list[float]]:
+        known = [(size, s) for size, s in zip(GRID, self.seconds, strict=True) if s is not None]
+        if not known:
+            raise LookupError("no step has been measured yet")
+        sizes, times = [size for size, _ in known], [s for _, s in known]
+        for i in range(len(times) - 2, -1, -1):
+            times[i] = min(times[i], times[i + 1])
+        return sizes, times
+
+
+def load(path: Path) -> StepTimes | None:
+    """What an earlier worker of the same model on the same device measured, or None."""
+    try:
+        return StepTimes(seconds=msgspec.json.decode(path.read_bytes(), type=list[float | None]))
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def save(times: StepTimes, path: Path) -> None:
+    """Keep the measurements for the next start."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(times.seconds))
+
+
+def _neighbours(tokens: int) -> list[tuple[int, float]]:
+    """Grid places around `tokens` with their shares, which sum to 1."""
+    i = bisect_left(GRID, tokens)
+    if i == len(GRID):
+        return [(len(GRID) - 1, 1.0)]
+    if GRID[i] == tokens:
+        return [(i, 1.0)]
+    share = (tokens - GRID[i - 1]) / (GRID[i] - GRID[i - 1])
+    return [(i - 1, 1 - share), (i, share)]
