@@ -29,8 +29,8 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     if times is not None and times.is_measured:
         return times
     times = StepTimes()
-    times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST)
-    step_times.save(times, file)
+    if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST):
+        step_times.save(times, file)
     shown = {f"tokens_{n}_ms": s * 1e3 for n, s in zip(step_times.GRID, times.seconds, strict=True) if s is not None}
     log.info("Measured the step times. %s", fields(**shown))
     return times

@@ -11,7 +11,9 @@ from pathlib import Path
 import msgspec
 
 GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_RATE = 0.1  # weight of a new measurement
+_SHARED_RATE = 0.1  # weight of a new measurement for all sizes …
+_OWN_RATE = 0.03  # … and for its own
+_STEADY = 1.25  # how far the median of a calibration may lie above its best
 _TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this factor away
 
 
@@ -24,6 +26,7 @@ class StepTimes:
     """
 
     seconds: list[float | None] = field(default_factory=lambda: [None] * len(GRID))
+    scale: float = 1.0  # what all sizes take now, over what the table says
 
     @property
     def is_measured(self) -> bool:
@@ -33,10 +36,10 @@ class StepTimes:
         """Seconds of a step of `tokens` tokens, between and beyond the grid by straight lines."""
         sizes, times = self._known()
         if len(sizes) == 1:
-            return times[0]
+            return times[0] * self.scale
         i = min(max(bisect_left(sizes, tokens), 1), len(sizes) - 1)
         slope = (times[i] - times[i - 1]) / (sizes[i] - sizes[i - 1])
-        return max(times[0], times[i - 1] + slope * (tokens - sizes[i - 1]))
+        return max(times[0], times[i - 1] + slope * (tokens - sizes[i - 1])) * self.scale
 
     def largest_within(self, seconds: float, least: int, most: int) -> int:
         """The most tokens in [least, most] that a step of at most `seconds` can have; at least `least`."""
@@ -47,23 +50,30 @@ class StepTimes:
         return low
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Take in one measured step: both neighbours on the grid move by their share."""
+        """Take in one measured step: all sizes move together (the machine is busier), its neighbours a little more."""
         if not self.is_measured:
             self.seconds[min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens))] = seconds
             return
-        expected = self.predict(tokens)
-        ratio = min(max(seconds / expected, 1 / _TRUST), _TRUST)
+        ratio = min(max(seconds / self.predict(tokens), 1 / _TRUST), _TRUST)
+        self.scale *= 1 + _SHARED_RATE * (ratio - 1)
         for i, share in _neighbours(tokens):
             known = self.seconds[i]
-            base = known if known is not None else self.predict(GRID[i])
-            self.seconds[i] = base * (1 + _RATE * share * (ratio - 1))
+            base = known if known is not None else self.predict(GRID[i]) / self.scale
+            self.seconds[i] = base * (1 + _OWN_RATE * share * (ratio - 1))
 
-    def calibrate(self, run: Callable[[int], float], largest: int, repeats: int = 3) -> None:
-        """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up."""
+    def calibrate(self, run: Callable[[int], float], largest: int, repeats: int = 3) -> bool:
+        """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up.
+
+        Returns whether the measurements agree with each other well enough to be kept.
+        """
+        is_steady = True
         for i, size in enumerate(GRID):
             if size <= largest:
                 run(size)
-                self.seconds[i] = min(run(size) for _ in range(repeats))
+                taken = sorted(run(size) for _ in range(repeats))
+                self.seconds[i] = taken[0]
+                is_steady = is_steady and taken[repeats // 2] < _STEADY * taken[0]
+        return is_steady
 
     def _known(self) -> tuple[list[int], list[float]]:
         known = [(size, s) for size, s in zip(GRID, self.seconds, strict=True) if s is not None]

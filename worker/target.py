@@ -91,10 +91,14 @@ class _HeadInput:
         if not isinstance(inner, nn.Module):
             return head
         kind = type(inner)
+        if isinstance(shared := getattr(kind, "head_input", None), cls):  # another target of the same model
+            return shared
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             hidden = kind.__call__(self, *args, **kwargs)
             return hidden if head.chosen is None or not isinstance(hidden, mx.array) else hidden[head.chosen]
 
-        inner.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+        inner.__class__ = type(
+            kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "head_input": head}
+        )
         return head

@@ -1,0 +1,128 @@
+"""Speculation changes nothing but the time: the output is that of plain decoding, token for token."""
+
+import random
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+from common.sampling import Sampling, Speculation
+from tests.worker import tiny
+from worker.request import Request
+
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "warm": Sampling(temperature=0.7, seed=11),
+    "nucleus": Sampling(temperature=1.0, top_p=0.8, seed=12),
+    "filtered": Sampling(temperature=1.3, top_k=9, min_p=0.02, top_p=0.95, seed=2**62 + 5),
+}
+
+
+@cache
+def model(kind: str) -> Any:
+    return tiny.make_model(kind)
+
+
+def requests(sampling: Sampling, count: int = 8) -> list[Request]:
+    return [tiny.make_request(i, sampling=sampling) for i in range(count)]
+
+
+@cache
+def alone(kind: str, name: str) -> dict[str, list[int]]:
+    """What each request gives when it is decoded plainly, by itself."""
+    outputs: dict[str, list[int]] = {}
+    for request in requests(SAMPLINGS[name]):
+        outputs |= tiny.finish(tiny.make_engine(model(kind)), [tiny.plain(request)])
+    return outputs
+
+
+def drafter(name: str, expected: dict[str, list[int]], sampling: Sampling) -> Any:
+    by_prompt = {request.prompt: expected[request.request_id] for request in requests(sampling)}
+    return {
+        "ngram": lambda: None,
+        "right": lambda: tiny.Oracle(by_prompt, wrong=0.0),
+        "half": lambda: tiny.Oracle(by_prompt, wrong=0.4),
+        "wrong": lambda: tiny.Oracle(by_prompt, wrong=1.0),
+        "noise": lambda: tiny.Noise(),
+    }[name]()
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("drafting", ["ngram", "right", "half", "wrong", "noise"])
+def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, sampling: str, drafting: str) -> None:
+    expected = alone(kind, sampling)
+    engine = tiny.make_engine(model(kind), drafter(drafting, expected, SAMPLINGS[sampling]))
+    assert tiny.finish(engine, requests(SAMPLINGS[sampling]), random.Random(7)) == expected
+    assert engine.totals.drafted > 0
+    if drafting == "right":
+        assert engine.totals.accepted == engine.totals.drafted
+    if drafting == "wrong":
+        assert engine.totals.accepted == 0
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+def test_every_draft_length_gives_the_same_tokens(width: int) -> None:
+    expected = alone("llama", "greedy")
+    speculation = Speculation(max_draft_tokens=width)
+    engine = tiny.make_engine(model("llama"), drafter("half", expected, Sampling()))
+    batch = [tiny.make_request(i, speculation=speculation) for i in range(8)]
+    assert tiny.finish(engine, batch) == expected
+
+
+@pytest.mark.parametrize("chunk_tokens", [16, 24])
+def test_prompts_in_chunks_among_decoding_rows_give_the_same_tokens(chunk_tokens: int) -> None:
+    engine = tiny.make_engine(model("gemma3"), chunk_tokens=chunk_tokens)
+    assert tiny.finish(engine, requests(SAMPLINGS["warm"]), random.Random(3)) == alone("gemma3", "warm")
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_greedy_output_equals_that_of_mlx_lm(kind: str) -> None:
+    expected = alone(kind, "greedy")
+    for request in requests(Sampling()):
+        theirs = generate_step(mx.array(request.prompt), model(kind), max_tokens=request.max_tokens)
+        assert [int(token) for token, _ in theirs] == expected[request.request_id]
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "nucleus"])
+def test_resuming_after_any_token_continues_the_same_output(sampling: str) -> None:
+    expected = alone("llama", sampling)
+    for request in requests(SAMPLINGS[sampling], 4):
+        output = expected[request.request_id]
+        for made in range(0, len(output) + 1, 5):
+            resumed = tiny.make_request(
+                int(request.request_id[1:]), sampling=request.sampling, resume=tuple(output[:made])
+            )
+            assert tiny.finish(tiny.make_engine(model("llama")), [resumed]) == {request.request_id: output}
+
+
+def test_cancelled_neighbours_change_nothing() -> None:
+    expected = alone("llama", "warm")
+    engine = tiny.make_engine(model("llama"))
+    kept, dropped = requests(SAMPLINGS["warm"])[:4], requests(SAMPLINGS["warm"])[4:]
+    outputs: dict[str, list[int]] = {request.request_id: [] for request in kept}
+    for request in [r for pair in zip(dropped, kept, strict=True) for r in pair]:
+        engine.submit(request)
+    steps = 0
+    while engine.has_work:
+        for gain in engine.step().gains:
+            if gain.request_id in outputs:
+                outputs[gain.request_id] += gain.tokens
+        steps += 1
+        if steps % 3 == 0 and dropped:
+            engine.cancel(dropped.pop().request_id)
+    assert outputs == {request.request_id: expected[request.request_id] for request in kept}
+
+
+def test_another_seed_gives_another_output() -> None:
+    one = tiny.finish(
+        tiny.make_engine(model("llama")),
+        [tiny.make_request(3, max_tokens=20, sampling=Sampling(temperature=1, seed=1))],
+    )
+    two = tiny.finish(
+        tiny.make_engine(model("llama")),
+        [tiny.make_request(3, max_tokens=20, sampling=Sampling(temperature=1, seed=2))],
+    )
+    assert one != two

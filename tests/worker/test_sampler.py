@@ -1,0 +1,94 @@
+"""Coupled sampling draws from the right distribution, and from nothing else."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from common.sampling import Sampling
+from worker.sampler import Draw, choose, noise_key
+
+LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, -3.0]
+
+
+def draw_many(sampling: Sampling, count: int = 4000) -> np.ndarray:
+    logits = mx.broadcast_to(mx.array(LOGITS), (count, len(LOGITS)))
+    tokens = choose(logits, [Draw(sampling, position) for position in range(count)])
+    return np.bincount(np.array(tokens), minlength=len(LOGITS))
+
+
+def softmax(logits: list[float], temperature: float = 1.0) -> np.ndarray:
+    weights = np.exp(np.array(logits) / temperature)
+    return weights / weights.sum()
+
+
+def chi_square(counts: np.ndarray, chances: np.ndarray) -> float:
+    expected = chances * counts.sum()
+    inside = expected > 0
+    assert not counts[~inside].any()
+    return float(((counts[inside] - expected[inside]) ** 2 / expected[inside]).sum())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    counts = draw_many(Sampling(temperature=temperature, seed=3))
+    assert chi_square(counts, softmax(LOGITS, temperature)) < 20.5  # 0.1 % of right samplers fail, 5 degrees
+
+
+def test_the_test_of_draws_can_fail() -> None:
+    counts = draw_many(Sampling(temperature=1.3, seed=3))
+    assert chi_square(counts, softmax(LOGITS, 1.0)) > 20.5
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(temperature=1.0, top_k=2), 2),
+        (Sampling(temperature=1.0, top_k=6), 6),
+        (Sampling(temperature=1.0, top_p=0.6), 2),
+        (Sampling(temperature=1.0, top_p=0.5), 1),
+        (Sampling(temperature=1.0, min_p=math.exp(-1.6)), 3),
+        (Sampling(temperature=1.0, top_k=4, top_p=0.9), 3),
+        (Sampling(temperature=1.0, top_p=0.001), 1),
+    ],
+)
+def test_filters_keep_the_right_tokens_and_their_odds(sampling: Sampling, kept: int) -> None:
+    chances = softmax(LOGITS)
+    chances[kept:] = 0
+    counts = draw_many(sampling)
+    assert chi_square(counts, chances / chances.sum()) < 20.5
+
+
+def test_a_token_depends_on_seed_and_position_alone() -> None:
+    generator = np.random.default_rng(0)
+    logits = mx.array(generator.normal(size=(6, 50)).astype(np.float32))
+    draws = [
+        Draw(Sampling(temperature=1.0, seed=1), 5),
+        Draw(Sampling(), 5),
+        Draw(Sampling(temperature=0.8, top_p=0.9, seed=2), 6),
+        Draw(Sampling(temperature=1.0, top_k=5, seed=3), 7),
+        Draw(Sampling(temperature=1.0, seed=1), 5),
+        Draw(Sampling(temperature=2.0, min_p=0.1, seed=9), 1),
+    ]
+    together = choose(logits, draws).tolist()
+    alone = [choose(logits[i : i + 1], draws[i : i + 1]).item() for i in range(6)]
+    assert together == alone
+
+
+def test_greedy_takes_the_largest_logit() -> None:
+    assert choose(mx.array([[0.0, 3.0, 1.0], [9.0, 3.0, 1.0]]), [Draw(Sampling(), 0)] * 2).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
+def test_logits_that_are_not_finite_give_no_token(bad: float, sampling: Sampling) -> None:
+    assert choose(mx.array([[0.0, bad, 1.0], [0.0, 0.5, 1.0]]), [Draw(sampling, 0), Draw(Sampling(), 0)]).tolist() == [
+        -1,
+        2,
+    ]
+
+
+def test_seeds_and_positions_have_keys_of_their_own() -> None:
+    keys = {noise_key(seed, position) for seed in (0, 1, 2, 2**62, 2**63 - 1) for position in range(50)}
+    assert len(keys) == 250

@@ -1,0 +1,71 @@
+"""Step times: prediction, refresh, persistence."""
+
+from pathlib import Path
+
+import pytest
+
+from worker import step_times
+from worker.step_times import GRID, StepTimes
+
+
+def linear() -> StepTimes:
+    return StepTimes([0.05 + 0.001 * n for n in GRID])
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 8, 20, 512, 2000])
+def test_predicts_between_and_beyond_what_was_measured(tokens: int) -> None:
+    assert linear().predict(tokens) == pytest.approx(0.05 + 0.001 * tokens)
+
+
+def test_a_disturbed_measurement_does_not_make_a_size_dearer_than_a_larger_one() -> None:
+    times = linear()
+    times.seconds[2] = 9.0
+    assert times.predict(4) == pytest.approx(times.predict(8))
+
+
+def test_follows_what_steps_take_now() -> None:
+    times = linear()
+    for _ in range(200):
+        times.observe(8, 0.2)
+    assert times.predict(8) == pytest.approx(0.2, rel=0.05)
+    assert times.predict(1) > 0.1  # a busier machine is slower at every size
+
+
+def test_one_hiccup_moves_an_estimate_little() -> None:
+    times = linear()
+    times.observe(16, 60.0)
+    assert times.predict(16) < 0.066 * 1.08
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(0.1, 50), (0.0, 1), (9.9, 2048)])
+def test_largest_within(seconds: float, tokens: int) -> None:
+    found = linear().largest_within(seconds, 1, 2048)
+    assert found == tokens
+
+
+def test_calibrates_up_to_the_largest_size() -> None:
+    times = StepTimes()
+    assert times.calibrate(lambda n: 0.01 * n, largest=64)
+    assert times.is_measured
+    assert times.predict(48) == pytest.approx(0.48)
+    assert times.seconds[GRID.index(128)] is None
+
+
+def test_measurements_that_disagree_are_not_worth_keeping() -> None:
+    taken = iter(range(1, 1000))
+    assert not StepTimes().calibrate(lambda n: float(next(taken)), largest=4)
+
+
+def test_survives_a_restart_and_a_broken_file(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "times.json"
+    assert step_times.load(file) is None
+    step_times.save(linear(), file)
+    assert step_times.load(file) == linear()
+    file.write_text("{")
+    assert step_times.load(file) is None
+
+
+def test_nothing_measured_cannot_predict() -> None:
+    assert not StepTimes().is_measured
+    with pytest.raises(LookupError):
+        StepTimes().predict(1)

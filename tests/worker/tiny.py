@@ -1,0 +1,170 @@
+"""Tiny models with random weights of several architectures, and engines around them."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map_with_path
+from mlx_lm.models import gemma3_text, llama, qwen3
+
+from common.sampling import Sampling, Speculation
+from worker.drafters.ngram import Draft, NgramDrafter, NgramIndex
+from worker.engine import Engine, Pace
+from worker.request import Request
+from worker.scheduler import Limits
+from worker.step_times import GRID, StepTimes
+from worker.target import Target
+
+VOCABULARY = 96
+
+
+def make_model(kind: str, seed: int = 0) -> Any:
+    """A random model of `kind`: llama, qwen3 or gemma3 (sliding windows of 16 tokens)."""
+    model = _BUILDERS[kind]()
+    mx.random.seed(seed)
+    # Larger than usual weights, so that the next token depends on all of the context.
+    model.update(tree_map_with_path(lambda name, a: mx.random.normal(a.shape) * _scale(name, a), model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def _scale(name: str, array: mx.array) -> float:
+    return 0.5 if array.ndim == 1 or "embed" in name else 1.5 / array.shape[-1] ** 0.5
+
+
+def _llama() -> Any:
+    return llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=48,
+            num_hidden_layers=3,
+            intermediate_size=64,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=8,
+            rms_norm_eps=1e-5,
+            vocab_size=VOCABULARY,
+        )
+    )
+
+
+def _qwen3() -> Any:
+    return qwen3.Model(
+        qwen3.ModelArgs(
+            model_type="qwen3",
+            hidden_size=32,
+            num_hidden_layers=2,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=512,
+            rope_theta=10000.0,
+            head_dim=8,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def _gemma3() -> Any:
+    return gemma3_text.Model(
+        gemma3_text.ModelArgs(
+            model_type="gemma3_text",
+            hidden_size=32,
+            num_hidden_layers=4,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=8,
+            vocab_size=VOCABULARY,
+            sliding_window=16,
+            sliding_window_pattern=2,
+        )
+    )
+
+
+_BUILDERS: dict[str, Callable[[], Any]] = {"llama": _llama, "qwen3": _qwen3, "gemma3": _gemma3}
+KINDS = tuple(_BUILDERS)
+
+
+class Oracle:
+    """Drafts from what plain decoding gave, with a share of its tokens changed: 0 is always right, 1 always wrong."""
+
+    name = "oracle"
+
+    def __init__(self, outputs: dict[tuple[int, ...], list[int]], wrong: float, seed: int = 0) -> None:
+        self.outputs = outputs
+        self.wrong = wrong
+        self.random = random.Random(seed)
+
+    def propose(self, tokens: Sequence[int], index: NgramIndex, limit: int) -> Draft:
+        for prompt, output in self.outputs.items():
+            made = len(tokens) - len(prompt)
+            if made >= 0 and list(tokens) == [*prompt, *output[:made]]:
+                return Draft(tuple(self._spoil(t) for t in output[made : made + limit]), 5)
+        return Draft((), 0)
+
+    def _spoil(self, token: int) -> int:
+        return (token + 1) % VOCABULARY if self.random.random() < self.wrong else token
+
+
+class Noise:
+    """Drafts random tokens."""
+
+    name = "noise"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+
+    def propose(self, tokens: Sequence[int], index: NgramIndex, limit: int) -> Draft:
+        return Draft(tuple(self.random.randrange(VOCABULARY) for _ in range(limit)), 3)
+
+
+def flat_times() -> StepTimes:
+    """A device on which verification is free: every draft is worth a try."""
+    return StepTimes([0.01 + 1e-9 * i for i in range(10)])
+
+
+def make_engine(model: Any, drafter: Any = None, rows: int = 8, chunk_tokens: int | None = None) -> Engine:
+    """An engine around `model`; `chunk_tokens` bounds a prompt's chunks by giving steps that price."""
+    times = flat_times() if chunk_tokens is None else StepTimes([0.1 * n / chunk_tokens for n in GRID])
+    target = Target(model)
+    limits = Limits(rows=rows, waiting=1000, kv_bytes=None, kv_bytes_per_token=1)
+    return Engine(target, times, limits, drafter or NgramDrafter(5), Pace())
+
+
+def make_request(number: int, seed: int = 0, **changes: Any) -> Request:
+    """Request `number` of a set: its prompt and length are functions of it."""
+    source = random.Random(1000 * seed + number)
+    phrase = [source.randrange(VOCABULARY) for _ in range(source.randrange(2, 7))]
+    prompt = tuple((phrase * 12)[: source.randrange(1, 60)])
+    wanted: dict[str, Any] = {"request_id": f"r{number}", "prompt": prompt, "max_tokens": source.randrange(1, 30)}
+    return Request(**(wanted | {"sampling": Sampling()} | changes))
+
+
+def plain(request: Request) -> Request:
+    """The same request, decoded without speculation."""
+    return Request(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        sampling=request.sampling,
+        max_tokens=request.max_tokens,
+        end_tokens=request.end_tokens,
+        speculation=Speculation(drafter="none"),
+    )
+
+
+def finish(engine: Engine, requests: Sequence[Request], join: random.Random | None = None) -> dict[str, list[int]]:
+    """Run requests to their end, all at once or joining at random steps; returns each one's output tokens."""
+    outputs: dict[str, list[int]] = {request.request_id: list(request.resume) for request in requests}
+    queue = list(requests)
+    while queue or engine.has_work:
+        while queue and (join is None or join.random() < 0.3 or not engine.has_work):
+            engine.submit(queue.pop(0))
+        for gain in engine.step().gains:
+            assert gain.error is None, gain.error
+            outputs[gain.request_id] += gain.tokens
+    assert not engine.rows
+    return outputs
