@@ -1,0 +1,1 @@
+"""The control side: command line, HTTP router and supervisor. Imports neither worker nor mlx."""

@@ -1,0 +1,146 @@
+"""From what a body asks for to `Generate` messages: defaults, ranges, seeds."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from common.config import Config, default_sampling, default_speculation
+from common.errors import InvalidRequest, InvalidValue
+from common.messages import Generate, Prompt
+from common.sampling import (
+    MAX_SEED,
+    Sampling,
+    Speculation,
+    check_sampling,
+    check_speculation,
+    check_stop,
+)
+from router.schemas import HARMLESS, GenerationFields, SpeculativeOptions
+
+MAX_MAX_TOKENS = 2**31 - 1
+
+
+def build(
+    fields: GenerationFields,
+    prompts: Sequence[Prompt],
+    *,
+    model: str,
+    request_id: str,
+    config: Config,
+    choices: int = 1,
+    max_tokens: int | None = None,
+) -> tuple[Generate, ...]:
+    """One message for each choice of each prompt, choices of a prompt together. Raises `InvalidValue`.
+
+    Without a seed each prompt gets a random one; choice i of a prompt uses its seed + i.
+    """
+    sampling = _sampling(fields, config)
+    speculation = _speculation(fields.speculative, model, config)
+    stop = _stop(fields.stop)
+    limit = _max_tokens(fields.max_tokens if max_tokens is None else max_tokens, config)
+    messages = []
+    for number, prompt in enumerate(prompts):
+        seed = sampling.seed if fields.seed is not None else secrets.randbits(63)
+        for choice in range(choices):
+            messages.append(
+                Generate(
+                    request_id=f"{request_id}.{number * choices + choice}",
+                    prompt=prompt,
+                    sampling=msgspec.structs.replace(sampling, seed=(seed + choice) % (MAX_SEED + 1)),
+                    max_tokens=limit,
+                    stop=stop,
+                    speculation=speculation,
+                    ignore_eos=bool(fields.ignore_eos),
+                )
+            )
+    return tuple(messages)
+
+
+def check_count(name: str, count: int, limit: int) -> None:
+    """Raise unless a list has 1 to `limit` items."""
+    if count == 0:
+        raise InvalidRequest(f"{name} is empty; 1 to {limit} are needed", param=name)
+    if count > limit:
+        raise InvalidValue(f"{name} has {count} items; at most {limit} are allowed", param=name)
+
+
+def check_choices(n: int | None, config: Config) -> int:
+    """The number of choices for each prompt."""
+    n = 1 if n is None else n
+    limit = config.server.max_choices
+    if not 1 <= n <= limit:
+        raise InvalidValue(f"n is {n}; it must lie in [1, {limit}] (server.max_choices)", param="n")
+    return n
+
+
+def check_group(requests: int, config: Config) -> None:
+    """Raise when a body asks for more completions than are ever served at a time."""
+    limit = config.server.max_concurrent_requests
+    if requests > limit:
+        raise InvalidValue(
+            f"the body asks for {requests} completions; at most {limit} are served at a time "
+            "(server.max_concurrent_requests)"
+        )
+
+
+def check_supported(body: msgspec.Struct, prefix: str = "") -> None:
+    """Raise `InvalidRequest` for a field that we lack, unless its value changes nothing."""
+    for name in body.__struct_fields__:
+        if name in HARMLESS and not _is_harmless(getattr(body, name), HARMLESS[name]):
+            field = f"{prefix}{name}"
+            raise InvalidRequest(f"{field} is not supported yet; leave it out", param=field)
+
+
+def _is_harmless(value: Any, harmless: tuple[Any, ...]) -> bool:
+    return value is None or any(type(value) is type(good) and value == good for good in harmless)
+
+
+def _sampling(fields: GenerationFields, config: Config) -> Sampling:
+    defaults = default_sampling(config.generation)
+    names = ("temperature", "top_p", "top_k", "min_p", "seed")
+    given = {name: value for name in names if (value := getattr(fields, name)) is not None}
+    sampling = msgspec.structs.replace(defaults, **given)
+    check_sampling(sampling)
+    return sampling
+
+
+def _speculation(asked: bool | SpeculativeOptions | None, model: str, config: Config) -> Speculation:
+    default = default_speculation(config.speculation)
+    if (configured := config.models.get(model)) and configured.drafter is not None:
+        default = msgspec.structs.replace(default, drafter=configured.drafter)
+    match asked:
+        case None:
+            speculation = default
+        case False:
+            speculation = msgspec.structs.replace(default, drafter="none")
+        case True:
+            speculation = _switched_on(default)
+        case SpeculativeOptions():
+            given = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+            speculation = msgspec.structs.replace(_switched_on(default), **given)
+    check_speculation(speculation)
+    return speculation
+
+
+def _switched_on(default: Speculation) -> Speculation:
+    if default.is_on:
+        return default
+    return Speculation(
+        drafter="auto" if default.drafter == "none" else default.drafter,
+        max_draft_tokens=default.max_draft_tokens or None,
+    )
+
+
+def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    check_stop(strings)
+    return strings
+
+
+def _max_tokens(asked: int | None, config: Config) -> int:
+    limit = config.generation.max_tokens if asked is None else asked
+    if not 1 <= limit <= MAX_MAX_TOKENS:
+        raise InvalidValue(f"max_tokens is {limit}; it must lie in [1, {MAX_MAX_TOKENS}]", param="max_tokens")
+    return limit

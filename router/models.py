@@ -1,0 +1,189 @@
+"""Models over HTTP: what there is, loading and unloading."""
+
+import re
+from pathlib import PurePath
+
+from aiohttp import web
+
+from common.errors import InvalidRequest, InvalidValue, ModelUnavailable
+from common.messages import ModelEntry, ModelFacts, ModelTable
+from common.states import WorkerState
+from router.answers import Answer, json_response
+from router.app_keys import BACKEND, CONFIG, STATE
+from router.body import read_body
+from router.model_table import Directory, check_hope
+from router.schemas import LoadModelBody
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+MAX_PATH_CHARS = 1024
+STALE_FAILURE_S = 2.0  # a model still FAILED so long after it was asked for has not been tried again
+UNLOAD_MARGIN_S = 10.0
+
+
+class OpenAIModel(Answer, frozen=True, kw_only=True):
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "mlxspec"
+
+
+class OpenAIModels(Answer, frozen=True, kw_only=True):
+    object: str = "list"
+    data: list[OpenAIModel]
+
+
+class WorkerAnswer(Answer, frozen=True, kw_only=True):
+    identity: str
+    state: WorkerState
+    pid: int
+    footprint_bytes: int
+
+
+class ModelAnswer(Answer, frozen=True, kw_only=True):
+    """A model with its state; `facts` are known once it has been loaded."""
+
+    name: str
+    state: WorkerState
+    path: str
+    is_default: bool
+    pinned: bool
+    restarts: int
+    detail: str
+    facts: ModelFacts | None
+    workers: list[WorkerAnswer]
+
+
+class ModelsAnswer(Answer, frozen=True, kw_only=True):
+    default_model: str | None
+    memory_budget_bytes: int
+    models: list[ModelAnswer]
+
+
+class UnloadedAnswer(Answer, frozen=True, kw_only=True):
+    name: str
+    state: WorkerState = WorkerState.STOPPED
+
+
+async def list_openai(request: web.Request) -> web.Response:
+    models = (await _table(request)).models
+    created = request.app[STATE].started_at
+    return json_response(OpenAIModels(data=[OpenAIModel(id=model.name, created=created) for model in models]))
+
+
+async def show_openai(request: web.Request) -> web.Response:
+    model = await _named(request)
+    return json_response(OpenAIModel(id=model.name, created=request.app[STATE].started_at))
+
+
+async def list_all(request: web.Request) -> web.Response:
+    table = await _table(request)
+    return json_response(
+        ModelsAnswer(
+            default_model=table.default_model,
+            memory_budget_bytes=table.memory_budget_bytes,
+            models=[_answer(model, table.default_model) for model in table.models],
+        )
+    )
+
+
+async def show(request: web.Request) -> web.Response:
+    model = await _named(request)
+    return json_response(_answer(model, (await _table(request)).default_model))
+
+
+async def load(request: web.Request) -> web.Response:
+    """Load a known or new model; answered when it is ready or has failed, with `wait` false at once (202)."""
+    body = await read_body(request, LoadModelBody)
+    table = await _table(request)
+    name, path = _wanted(body, request.app[BACKEND].directory)
+    await request.app[BACKEND].control.ensure_model(name, path)
+    if not body.wait:
+        return json_response(_answer(await _known(request, name), table.default_model), status=202)
+    model = await _until_ready(request, name, table.revision)
+    return json_response(_answer(model, table.default_model))
+
+
+async def unload(request: web.Request) -> web.Response:
+    """Unload a model; answered when its process is gone."""
+    model = await _named(request)
+    config = request.app[CONFIG].supervisor
+    timeout_s = config.drain_timeout_s + config.stop_timeout_s + UNLOAD_MARGIN_S
+    await request.app[BACKEND].control.unload(model.name, timeout_s)
+    return json_response(UnloadedAnswer(name=model.name))
+
+
+async def _table(request: web.Request) -> ModelTable:
+    return await request.app[BACKEND].known_table()
+
+
+async def _named(request: web.Request) -> ModelEntry:
+    """The model in the URL, by its exact name."""
+    await _table(request)
+    return request.app[BACKEND].directory.named(request.match_info["name"])
+
+
+def _wanted(body: LoadModelBody, directory: Directory) -> tuple[str, str | None]:
+    """Name and path of the model to load: of a known one, or of one to be registered."""
+    if body.path is None:
+        if not body.model:
+            raise InvalidRequest("model is missing; give the name of a known model, or a path", param="model")
+        return directory.named(body.model).name, None
+    name = body.name or body.model or PurePath(body.path).name
+    if not NAME.fullmatch(name) or ".." in name:
+        raise InvalidValue(f"name is {name[:128]!r}; it must match {NAME.pattern} without '..'", param="name")
+    if not 0 < len(body.path) <= MAX_PATH_CHARS or "\0" in body.path:
+        raise InvalidValue(
+            f"path has {len(body.path)} characters; 1 to {MAX_PATH_CHARS} are allowed, none of them NUL",
+            param="path",
+        )
+    return name, body.path
+
+
+async def _known(request: web.Request, name: str) -> ModelEntry:
+    """The model's entry, which for a new one may still be on its way."""
+    directory = request.app[BACKEND].directory
+    try:
+        return await directory.wait_until(lambda _: directory.find(name), STALE_FAILURE_S)
+    except TimeoutError:
+        raise ModelUnavailable(f"model {name!r} was accepted, but is not listed yet", param="model") from None
+
+
+async def _until_ready(request: web.Request, name: str, asked_at_revision: int) -> ModelEntry:
+    backend, limit_s = request.app[BACKEND], request.app[CONFIG].server.load_timeout_s
+    is_stale_possible = True
+
+    def ready_or_hopeless(table: ModelTable) -> ModelEntry | None:
+        model = backend.directory.find(name)
+        if model is None or model.state == WorkerState.READY:
+            return model
+        if table.revision > asked_at_revision or not is_stale_possible:
+            check_hope(model)
+        return None
+
+    try:
+        return await backend.directory.wait_until(ready_or_hopeless, min(STALE_FAILURE_S, limit_s))
+    except TimeoutError:
+        is_stale_possible = False
+    try:
+        return await backend.directory.wait_until(ready_or_hopeless, limit_s)
+    except TimeoutError:
+        raise ModelUnavailable(
+            f"model {name!r} was not ready within {limit_s:g} s (server.load_timeout_s)", param="model"
+        ) from None
+
+
+def _answer(model: ModelEntry, default: str | None) -> ModelAnswer:
+    return ModelAnswer(
+        name=model.name,
+        state=model.state,
+        path=model.path,
+        is_default=model.name == default,
+        pinned=model.pinned,
+        restarts=model.restarts,
+        detail=model.detail,
+        facts=model.facts,
+        workers=[
+            WorkerAnswer(identity=w.identity, state=w.state, pid=w.pid, footprint_bytes=w.footprint_bytes)
+            for w in model.workers
+        ],
+    )

@@ -1,0 +1,37 @@
+"""The URL table."""
+
+from aiohttp import web
+
+from router import health, metrics, models, native, openai_chat, openai_completions, stats
+from router.answers import Answer, json_response
+from router.version import VERSION
+
+
+class Index(Answer, frozen=True, kw_only=True):
+    name: str = "mlxspec"
+    version: str = VERSION
+    routes: list[str]
+
+
+async def index(request: web.Request) -> web.Response:
+    return json_response(Index(routes=[f"{route.method} {route.path.replace(':.+', '')}" for route in ROUTES]))
+
+
+ROUTES = [
+    web.get("/", index),
+    web.post("/generate", native.generate),
+    web.post("/batch_generate", native.batch_generate),
+    web.post("/v1/chat/completions", openai_chat.create),
+    web.post("/v1/completions", openai_completions.create),
+    web.get("/v1/models", models.list_openai),
+    web.get("/v1/models/{name:.+}", models.show_openai),
+    web.get("/models", models.list_all),
+    web.post("/models/load", models.load),
+    web.get("/models/{name:.+}", models.show),
+    web.delete("/models/{name:.+}", models.unload),
+    web.get("/health", health.show),
+    web.get("/livez", health.live),
+    web.get("/readyz", health.show),
+    web.get("/stats", stats.show),
+    web.get("/metrics", metrics.show),
+]

@@ -1,0 +1,140 @@
+"""Request bodies of every surface; `router.body` decodes them, `router.generation` uses them."""
+
+from typing import Any
+
+import msgspec
+
+# A field that clients send and we do not offer yet: taken only with a value that changes nothing.
+Unsupported = Any
+
+
+class SpeculativeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`"speculative": {...}`."""
+
+    drafter: str | None = None
+    max_draft_tokens: int | None = None
+
+
+class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What every generating route understands; None means the configured default."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    speculative: bool | SpeculativeOptions | None = None
+    ignore_eos: bool | None = None
+
+
+# --- our own routes: an unknown field is an error ------------------------------------------------------
+
+
+class GenerateBody(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /generate. With `raw` the prompt is continued as it is, else it is one user message."""
+
+    prompt: str
+    raw: bool | None = None
+
+
+class BatchGenerateBody(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /batch_generate."""
+
+    prompts: list[str]
+    raw: bool | None = None
+
+
+class LoadModelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /models/load: a known `model`, or a new one at `path` (folder or hub id) under `name`."""
+
+    model: str | None = None
+    path: str | None = None
+    name: str | None = None
+    wait: bool = True
+
+
+# --- OpenAI's routes: unknown fields are ignored, known ones that we lack are refused ---------------------
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+
+
+class OpenAIFields(GenerationFields, frozen=True, kw_only=True):
+    """What chat and text completions share."""
+
+    n: int | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Unsupported = None
+    logit_bias: Unsupported = None
+    presence_penalty: Unsupported = None
+    frequency_penalty: Unsupported = None
+    repetition_penalty: Unsupported = None
+    response_format: Unsupported = None
+    best_of: Unsupported = None
+    min_tokens: Unsupported = None
+    stop_token_ids: Unsupported = None
+
+
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a message; only `text` parts are served."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatTurn(msgspec.Struct, frozen=True, kw_only=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    tool_calls: Unsupported = None
+    function_call: Unsupported = None
+
+
+class ChatBody(OpenAIFields, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatTurn]
+    max_completion_tokens: int | None = None
+    top_logprobs: Unsupported = None
+    tools: Unsupported = None
+    tool_choice: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = None
+    modalities: Unsupported = None
+    audio: Unsupported = None
+
+
+class CompletionBody(OpenAIFields, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: Unsupported = None
+    suffix: Unsupported = None
+
+
+# Values that change nothing, by field.
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,),
+    "logit_bias": ({},),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "response_format": ({"type": "text"},),
+    "best_of": (1,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "echo": (False,),
+    "suffix": ("",),
+    "tool_calls": ([],),
+}

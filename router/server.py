@@ -1,0 +1,116 @@
+"""The router process: sockets, HTTP server, and a clean end."""
+
+import asyncio
+import logging
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from common.config import Config
+from common.logs import fields
+from router import backend as data_plane
+from router import control_client, middleware
+from router.app_keys import BACKEND, CONFIG, LEDGER, METERS, STATE, ServerState
+from router.backend import Backend
+from router.ledger import Ledger
+from router.meters import Meters
+from router.metrics import LiveCollector
+from router.model_table import Directory
+from router.observer import Observers
+from router.routes import ROUTES
+
+log = logging.getLogger(__name__)
+EXIT_OK = 0
+EXIT_NO_PORT = 3
+LAST_BYTES_S = 1.0  # what answers that are cut off get to leave
+DRAIN_POLL_S = 0.05
+
+
+def init_app(config: Config, backend: Backend) -> web.Application:
+    """The HTTP application on a running backend."""
+    app = web.Application(middlewares=middleware.CHAIN, client_max_size=config.server.max_body_bytes)
+    app[CONFIG] = config
+    app[BACKEND] = backend
+    app[STATE] = ServerState()
+    app[LEDGER] = Ledger()
+    app[METERS] = Meters()
+    app[METERS].registry.register(LiveCollector(backend))
+    backend.observers.members += [app[LEDGER], app[METERS]]
+    app.on_response_prepare.append(middleware.add_headers)
+    app.add_routes(ROUTES)
+    return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """The server around the application. A connection that sends no whole request head in time is closed."""
+    return web.AppRunner(
+        app,
+        handle_signals=False,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=app[CONFIG].server.header_timeout_s,
+        shutdown_timeout=LAST_BYTES_S,
+    )
+
+
+async def serve(run_dir: Path, config: Config) -> int:
+    """Run until SIGTERM or SIGINT; returns the process's exit status."""
+    context = data_plane.new_context()
+    try:
+        control = control_client.connect(context, run_dir, Directory())
+        backend = Backend(config, data_plane.bind_data_socket(context, run_dir), control, Observers())
+        return await _serve_http(config, backend)
+    finally:
+        context.destroy(linger=0)
+
+
+async def _serve_http(config: Config, backend: Backend) -> int:
+    app = init_app(config, backend)
+    runner = make_runner(app)
+    await runner.setup()
+    host, port = config.server.host, config.server.port
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        log.error("cannot listen on http://%s:%d: %s", host, port, error.strerror or error)
+        await runner.cleanup()
+        return EXIT_NO_PORT
+    log.info("router serves %s", fields(url=f"http://{host}:{port}"))
+    async with asyncio.TaskGroup() as tasks:
+        planes = [tasks.create_task(backend.run()), tasks.create_task(backend.control.run())]
+        await _until_drained(app, config.supervisor.drain_timeout_s)
+        backend.stop_all()
+        await runner.cleanup()
+        for plane in planes:
+            plane.cancel()
+    log.info("router ends")
+    return EXIT_OK
+
+
+async def _until_drained(app: web.Application, timeout_s: float) -> None:
+    """Wait for the first signal, then for the live requests, a second signal or the time limit."""
+    first, second = _signals()
+    await first.wait()
+    state = app[STATE]
+    state.is_draining = True
+    app[BACKEND].stop_waiting()
+    log.info("router drains %s", fields(live_requests=state.in_flight, timeout_s=timeout_s))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while state.in_flight and not second.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(second.wait(), DRAIN_POLL_S)
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return first, second

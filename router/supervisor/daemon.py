@@ -1,0 +1,223 @@
+"""The supervisor process: parent of the router and of every worker, from start to clean end."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import IO
+
+from common import config as configuration
+from common import logs, paths, sockets
+from common.config import Config
+from common.errors import ConfigError
+from common.logs import fields
+from common.messages import (
+    EnsureModel,
+    Heartbeat,
+    ModelTable,
+    Pin,
+    StateChanged,
+    Status,
+    Unload,
+    Watch,
+    WorkerHello,
+)
+from common.states import ExitCode, WorkerState
+from router.supervisor import process
+from router.supervisor.calls import CallDesk
+from router.supervisor.console import Console, address, first_steps
+from router.supervisor.control import ControlSocket
+from router.supervisor.fleet import Fleet, Launcher
+from router.supervisor.options import add_serve_options, read_config
+from router.supervisor.router_keeper import RouterKeeper, first_of
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+EXIT_OK = ExitCode.OK
+EXIT_CONFIG = ExitCode.BAD_MODEL
+CTRL_C_DRAIN_S = 3.0
+ROUTER_GRACE_S = 1.0  # what a router may take to end after its drain
+HURRY_S = 1.0  # what workers get to free their models after a second signal
+KILL_MARGIN_S = 2.0
+_UNDECIDED = (WorkerState.STOPPED, WorkerState.STARTING, WorkerState.LOADING)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Console script `mlxspec-supervisor`."""
+    parser = argparse.ArgumentParser(
+        prog="mlxspec-supervisor",
+        description="Run the server: the HTTP router and one worker per loaded model.",
+    )
+    add_serve_options(parser)
+    return serve(parser.parse_args(arguments))
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the server as the options say; returns its exit code, with errors as one line."""
+    try:
+        return run(read_config(options))
+    except ConfigError as error:
+        print(f"mlxspec: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+def run(config: Config, commands: process.Commands | None = None, console: Console | None = None) -> int:
+    """Run the server until a signal ends it. Raises `ConfigError` before anything was started."""
+    check_default_model(config)
+    run_dir = sockets.prepare_run_dir(paths.run_dir())
+    with contextlib.closing(sockets.lock_run_dir(run_dir)):
+        try:
+            with process.open_log(paths.logs_dir() / "supervisor.log") as log_file:
+                _log_to(log_file, config.log.level)
+                supervisor = Supervisor(config, run_dir, commands or process.Commands(), console or Console())
+                return asyncio.run(supervisor.run())
+        finally:
+            _tidy(run_dir)
+
+
+def check_default_model(config: Config) -> None:
+    """Raise `ConfigError` when the default model is none of the known ones."""
+    known = configuration.discover_models(config)
+    if config.default_model and config.default_model not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise ConfigError(f"default_model is {config.default_model!r}; known models: {names}")
+
+
+def _log_to(file: IO[bytes], level: str) -> None:
+    stream = open(file.fileno(), "a", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    logs.setup("supervisor", level, stream)
+
+
+def _tidy(run_dir: Path) -> None:
+    for name in (sockets.CONTROL_SOCKET, sockets.DATA_SOCKET, CONFIG_FILE, sockets.LOCK_FILE):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+class Supervisor:
+    """The event loop of the daemon."""
+
+    def __init__(self, config: Config, run_dir: Path, commands: process.Commands, console: Console) -> None:
+        self._config, self._run_dir, self._commands, self._console = config, run_dir, commands, console
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._drain_s = config.supervisor.drain_timeout_s
+        self._refusal: str | None = None
+        self._main_model: str | None = None
+        self._table: ModelTable | None = None
+        self._is_router_up = False
+        self._is_announced = False
+
+    async def run(self) -> int:
+        """Start everything, run until a signal, end everything; returns the exit code."""
+        (self._run_dir / sockets.DATA_SOCKET).unlink(missing_ok=True)
+        configuration.dump(self._config, self._run_dir / CONFIG_FILE)
+        self._listen_to_signals()
+        with (
+            contextlib.closing(process.Lifeline()) as line,
+            contextlib.closing(ControlSocket(self._run_dir / sockets.CONTROL_SOCKET)) as control,
+        ):
+            async with asyncio.TaskGroup() as tasks:
+                await self._work(tasks, control, line)
+        if self._refusal:
+            hint = f"choose another address with --port or --host (log: {paths.logs_dir() / 'router.log'})"
+            print(f"mlxspec: {self._refusal}; {hint}", file=sys.stderr)
+            return EXIT_CONFIG
+        self._console.say("mlxspec has ended")
+        return EXIT_OK
+
+    async def _work(self, tasks: asyncio.TaskGroup, control: ControlSocket, line: process.Lifeline) -> None:
+        self._console.say(f"mlxspec starts on {address(self._config.server)}")
+        launcher = Launcher(self._commands, self._run_dir, line)
+        fleet = Fleet(self._config, control, launcher, tasks, show=self._show)
+        keeper = RouterKeeper(self._commands, self._run_dir, line, self._config.supervisor)
+        self._want_first_models(fleet)
+        chores = [
+            tasks.create_task(self._keep_router(keeper), name="router"),
+            tasks.create_task(self._listen(control, fleet), name="control"),
+            tasks.create_task(fleet.steer(), name="fleet"),
+        ]
+        await self._stop.wait()
+        await self._end(fleet, keeper)
+        for chore in chores:
+            chore.cancel()
+
+    # --- at work --------------------------------------------------------------------------------------
+
+    def _want_first_models(self, fleet: Fleet) -> None:
+        """The default model, then those that are always to be loaded."""
+        self._main_model = fleet.default_name()
+        kept = [name for name, model in self._config.models.items() if model.preload or model.pin]
+        for name in dict.fromkeys([self._main_model, *kept]):
+            if name is not None:
+                fleet.want(fleet.models[name], for_ever=True)
+
+    async def _listen(self, control: ControlSocket, fleet: Fleet) -> None:
+        desk = CallDesk(fleet, control)
+        async for sender, message in control.frames():
+            match message:
+                case Heartbeat():
+                    fleet.on_heartbeat(sender, message)
+                case WorkerHello():
+                    fleet.on_hello(sender, message)
+                case StateChanged():
+                    fleet.on_state(sender, message)
+                case Watch():
+                    control.add_watcher(sender, message)
+                    self._on_watch(message)
+                case EnsureModel() | Unload() | Pin() | Status():
+                    desk.answer(sender, message)
+
+    def _on_watch(self, watch: Watch) -> None:
+        if watch.client == "router":
+            self._is_router_up = True
+            self._announce()
+
+    async def _keep_router(self, keeper: RouterKeeper) -> None:
+        self._refusal = await keeper.keep()
+        if self._refusal:
+            self._hurry.set()
+            self._stop.set()
+
+    def _show(self, table: ModelTable) -> None:
+        self._table = table
+        self._console.show(table)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say how to try the server, once: when it listens and the first model is there or has failed."""
+        states = {entry.name: entry.state for entry in self._table.models} if self._table else {}
+        is_decided = self._main_model is None or states.get(self._main_model) not in (*_UNDECIDED, None)
+        if self._is_router_up and is_decided and not self._is_announced and not self._stop.is_set():
+            self._is_announced = True
+            self._console.say(*first_steps(self._config.server, self._main_model))
+
+    # --- ending ---------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        log.info("signal received %s", fields(signal=number.name))
+        if self._stop.is_set():
+            self._hurry.set()
+            return
+        if number is signal.SIGINT:
+            self._drain_s = min(self._drain_s, CTRL_C_DRAIN_S)
+        self._console.say("", f"ending: at most {self._drain_s:g} s for running requests; once more ends it at once")
+        self._stop.set()
+
+    async def _end(self, fleet: Fleet, keeper: RouterKeeper) -> None:
+        """The router drains and goes first, then the workers."""
+        await keeper.stop(self._drain_s + ROUTER_GRACE_S, self._hurry)
+        fleet.stop()
+        patience_s = self._config.supervisor.stop_timeout_s + KILL_MARGIN_S
+        if not await first_of(fleet.is_empty, self._hurry, patience_s):
+            await first_of(fleet.is_empty, asyncio.Event(), HURRY_S)
+            fleet.kill()
+            await fleet.is_empty.wait()

@@ -1,0 +1,178 @@
+"""How much memory there is, and how much a model will need before any of its weights are read.
+
+The estimate comes from the headers of its safetensors files and its config.json; once the worker runs, what
+it reports counts instead.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from common.config import SupervisorConfig
+from common.messages import Heartbeat
+
+RAM_SHARE = 0.75
+GIB = 2**30
+PROCESS_BYTES = 256 * 2**20  # interpreter, MLX, tokenizer
+ADMITTED_TOKENS = 8192  # KV cache that a freshly loaded model is expected to fill
+MAX_HEADER_BYTES = 100 * 2**20
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_DTYPE_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+Header = Mapping[str, Any]
+
+
+def budget(config: SupervisorConfig) -> int:
+    """Bytes that all workers together may use: as configured, else three quarters of the machine's memory."""
+    if config.memory_limit_gb > 0:
+        return int(config.memory_limit_gb * GIB)
+    return int(RAM_SHARE * psutil.virtual_memory().total)
+
+
+def charge(heartbeat: Heartbeat) -> int:
+    """What a running worker holds: MLX's own counters miss some of it, the process's footprint others."""
+    return max(heartbeat.active_bytes + heartbeat.cache_bytes, heartbeat.footprint_bytes)
+
+
+def estimate_need(path: str, weights: str) -> int | None:
+    """Bytes that the model at `path` will hold in the `weights` form; None when nothing is known of it."""
+    folder = local_folder(path)
+    if folder is None:
+        return None
+    config = _read_json(folder / "config.json")
+    size = _weights_bytes(folder, config, served_form(weights))
+    return size + ADMITTED_TOKENS * kv_bytes_per_token(config, served_form(weights)) + PROCESS_BYTES
+
+
+def served_form(weights: str) -> str:
+    """What "auto" means on this machine: float32 where MLX computes on a Linux CPU, else the form on disk."""
+    return ("float32" if computes_on_cpu() else "stored") if weights == "auto" else weights
+
+
+def computes_on_cpu() -> bool:
+    """Whether the installed MLX has no GPU backend."""
+    return sys.platform == "linux" and _is_installed("mlx-cpu") and not _is_installed("mlx-cuda-13")
+
+
+def kv_bytes_per_token(config: Header, form: str) -> int:
+    """Bytes of keys and values of one token in all layers; 0 when the config does not say."""
+    text = config.get("text_config") or config
+    layers, heads = _integer(text, "num_hidden_layers"), _integer(text, "num_attention_heads")
+    kv_heads = _integer(text, "num_key_value_heads") or heads
+    head_size = _integer(text, "head_dim") or (_integer(text, "hidden_size") // heads if heads else 0)
+    return 2 * layers * kv_heads * head_size * ITEM_BYTES.get(form, 2)
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder of a model: `path` itself, or its place in the Hugging Face cache; None if there is none."""
+    if Path(path).is_dir():
+        return Path(path)
+    if path.count("/") != 1 or path.startswith(("/", ".", "~")):
+        return None
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and seldom needed
+
+    try:
+        found = try_to_load_from_cache(path, "config.json")
+    except ValueError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def fingerprint(path: str) -> tuple[tuple[str, int, int], ...] | None:
+    """Name, size and time of each file of a model: other than before means that loading it may now work."""
+    folder = local_folder(path)
+    if folder is None:
+        return None
+    try:
+        files = [(f.name, f.stat()) for f in folder.iterdir() if f.is_file()]
+    except OSError:
+        return None
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name, each with `dtype` and `shape`; empty if it is unreadable."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= MAX_HEADER_BYTES:
+                return {}
+            header = json.loads(file.read(length))
+    except (OSError, ValueError):
+        return {}
+    return {name: t for name, t in header.items() if _is_tensor(t)} if isinstance(header, dict) else {}
+
+
+def _is_tensor(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("shape"), list)
+        and all(isinstance(n, int) and n >= 0 for n in entry["shape"])
+    )
+
+
+def _weights_bytes(folder: Path, config: Header, form: str) -> int:
+    tensors: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= read_header(file)
+    quantization = config.get("quantization") or config.get("quantization_config") or {}
+    return sum(_served_sizes(tensors, quantization, form))
+
+
+def _served_sizes(tensors: Header, quantization: Header, form: str) -> Iterator[int]:
+    """Bytes of each tensor as it is served. A packed weight counts by its scales: one a group of elements."""
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        items = math.prod(tensor["shape"])
+        is_packed = f"{module}.scales" in tensors
+        if form == "stored" or not is_packed:
+            keeps_type = form == "stored" or tensor["dtype"] not in _FLOATS
+            yield items * (_DTYPE_BYTES.get(tensor["dtype"], 1) if keeps_type else ITEM_BYTES[form])
+        elif part == "scales":
+            yield items * _group_size(quantization, module) * ITEM_BYTES[form]
+
+
+def _group_size(quantization: Header, module: str) -> int:
+    own = quantization.get(module)
+    size = _integer(own, "group_size") if isinstance(own, dict) else 0
+    return size or _integer(quantization, "group_size") or 64
+
+
+def _integer(values: Header, key: str) -> int:
+    value = values.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

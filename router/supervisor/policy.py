@@ -1,0 +1,152 @@
+"""Who may be loaded and who has to go: pure decisions over a picture of the fleet.
+
+Up to 85 % of the budget a model is loaded as it is; above it idle models make room, least recently used
+first; above 95 % nothing is loaded. One eviction serves everybody who waits for its memory.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SOFT_SHARE = 0.85
+HARD_SHARE = 0.95
+LEAST_KV_BYTES = 256 * 2**20
+MOST_CACHE_BYTES = 2 * 2**30
+CACHE_PART = 8  # MLX's buffer cache gets one n-th of a worker's KV share
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One model with a process. `charge_bytes` is what it holds, or will hold once it is loaded."""
+
+    name: str
+    charge_bytes: int
+    last_used: float = 0.0
+    is_ready: bool = True
+    is_busy: bool = False
+    is_pinned: bool = False
+    is_awaited: bool = False  # loaded for a waiting request that it has not served yet
+    is_leaving: bool = False
+
+    @property
+    def may_go(self) -> bool:
+        return self.is_ready and not (self.is_busy or self.is_pinned or self.is_awaited or self.is_leaving)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model that wants to be loaded. Restarts come first, the others in the order of their asking."""
+
+    name: str
+    need_bytes: int
+    asked_at: float = 0.0
+    is_restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Load it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Load it once these are gone."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """There will be room when somebody leaves or becomes idle."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It cannot fit, whoever leaves."""
+
+    detail: str
+
+
+Decision = Admit | Evict | Wait | Refuse
+
+
+def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Restarts first, then first come, first served."""
+    return sorted(candidates, key=lambda c: (not c.is_restart, c.asked_at, c.name))
+
+
+def decide(candidate: Candidate, residents: Sequence[Resident], budget_bytes: int) -> Decision:
+    """Whether `candidate`, the head of the queue, can be loaded, and at whose expense."""
+    need = candidate.need_bytes
+    soft, hard = int(SOFT_SHARE * budget_bytes), int(HARD_SHARE * budget_bytes)
+    if need > hard:
+        return Refuse(_never(need, hard, budget_bytes))
+    used = sum(r.charge_bytes for r in residents)
+    if used + need <= soft:
+        return Admit()
+    staying = used - sum(r.charge_bytes for r in residents if r.is_leaving)
+    for limit in (soft, hard):
+        if staying + need <= limit:
+            return Admit() if used + need <= limit else Wait(_waits_for_leaving(residents))
+        if victims := choose_victims(residents, staying + need - limit):
+            return Evict(victims)
+    return Wait(_waits_for_busy(need, max(0, hard - used), residents))
+
+
+def choose_victims(residents: Iterable[Resident], excess_bytes: int) -> tuple[str, ...]:
+    """The least recently used idle models that together hold `excess_bytes`; none if all together do not."""
+    chosen: list[Resident] = []
+    for resident in sorted((r for r in residents if r.may_go), key=lambda r: (r.last_used, r.name)):
+        if sum(c.charge_bytes for c in chosen) >= excess_bytes:
+            break
+        chosen.append(resident)
+    if sum(c.charge_bytes for c in chosen) < excess_bytes:
+        return ()
+    return _without_needless(chosen, excess_bytes)
+
+
+def _without_needless(chosen: Sequence[Resident], excess_bytes: int) -> tuple[str, ...]:
+    """Spare the small old ones when a later, larger one alone frees enough."""
+    kept = list(chosen)
+    for resident in chosen:
+        if sum(k.charge_bytes for k in kept) - resident.charge_bytes >= excess_bytes:
+            kept.remove(resident)
+    return tuple(k.name for k in kept)
+
+
+def kv_share(budget_bytes: int, held_bytes: int, workers: int, configured_gb: float) -> int:
+    """KV bytes for each of `workers` equal workers, when models hold `held_bytes` without their caches."""
+    if configured_gb > 0:
+        return int(configured_gb * GIB)
+    return max(LEAST_KV_BYTES, (int(SOFT_SHARE * budget_bytes) - held_bytes) // max(1, workers))
+
+
+def cache_share(kv_bytes: int) -> int:
+    """Bytes that MLX may keep in its buffer cache beside a KV cache of `kv_bytes`."""
+    return min(MOST_CACHE_BYTES, kv_bytes // CACHE_PART)
+
+
+def _never(need: int, hard: int, budget: int) -> str:
+    return (
+        f"needs about {_gb(need)} of memory; of the budget of {_gb(budget)} at most {_gb(hard)} may be used: "
+        "raise supervisor.memory_limit_gb or choose a smaller model"
+    )
+
+
+def _waits_for_leaving(residents: Iterable[Resident]) -> str:
+    return f"waits for memory: {_names(r for r in residents if r.is_leaving)} is being unloaded"
+
+
+def _waits_for_busy(need: int, free: int, residents: Iterable[Resident]) -> str:
+    held = _names(r for r in residents if not r.may_go) or "none"
+    return f"waits for memory: needs about {_gb(need)}, {_gb(free)} is free; busy or pinned: {held}"
+
+
+def _names(residents: Iterable[Resident]) -> str:
+    return ", ".join(sorted(r.name for r in residents))
+
+
+def _gb(size: int) -> str:
+    return f"{size / GIB:.2f} GB"
