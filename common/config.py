@@ -57,8 +57,6 @@ class SpeculationConfig(Section, frozen=True, kw_only=True):
     max_draft_tokens: int = 8
     ngram_max_match: int = 5
     auto_draft: bool = True
-    draft_layers_ratio: float = 0.5
-    draft_model: str = ""
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
@@ -239,14 +237,8 @@ def _truth(name: str, text: str) -> bool:
         raise ConfigError(f"{name}={text!r} is neither true nor false") from error
 
 
-def _as_it_is(name: str, text: str) -> str:
-    return text
-
-
 _VARIABLES: dict[str, tuple[str, Any]] = {
     "AUTO_DRAFT": ("speculation.auto_draft", _truth),
-    "DRAFT_LAYERS_RATIO": ("speculation.draft_layers_ratio", _number),
-    "DRAFT_MODEL_PATH": ("speculation.draft_model", _as_it_is),
     "MAX_BATCH_SIZE": ("engine.max_batch_size", _integer),
     "MAX_CONCURRENT_REQUESTS": ("server.max_concurrent_requests", _integer),
     "MEMORY_LIMIT_GB": ("supervisor.memory_limit_gb", _number),
@@ -325,5 +317,17 @@ def default_sampling(generation: GenerationConfig) -> Sampling:
 
 
 def default_speculation(speculation: SpeculationConfig) -> Speculation:
-    """The speculation of a request that sets nothing."""
-    return Speculation(drafter=speculation.drafter, max_draft_tokens=speculation.max_draft_tokens)
+    """The speculation of a request that sets nothing; without `auto_draft`, `auto` means plain decoding."""
+    is_plain = speculation.drafter == "auto" and not speculation.auto_draft
+    return Speculation(
+        drafter="none" if is_plain else speculation.drafter, max_draft_tokens=speculation.max_draft_tokens
+    )
+
+
+def unused_variables(env: Mapping[str, str] = os.environ) -> list[str]:
+    """A line for each variable that is set, known, and without effect in this version."""
+    return [
+        f"{name} is set, but this version drafts by n-grams only: it has no effect yet"
+        for name in ("DRAFT_MODEL_PATH", "DRAFT_LAYERS_RATIO")
+        if env.get(name, "").strip()
+    ]

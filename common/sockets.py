@@ -82,18 +82,28 @@ def bind_router(context: zmq.asyncio.Context, path: Path) -> zmq.asyncio.Socket:
 
 def connect_dealer(context: zmq.asyncio.Context, path: Path, identity: str) -> zmq.asyncio.Socket:
     """A DEALER named `identity`, connected to the ROUTER at `path`; it reconnects by itself when that comes back."""
+    socket = _dealer(context, identity)
+    socket.connect(f"ipc://{path}")
+    return socket
+
+
+def connect_watched_dealer(
+    context: zmq.asyncio.Context, path: Path, identity: str
+) -> tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
+    """The same, and a PAIR socket with one message for every (re)connection, the first one included."""
+    socket = _dealer(context, identity)
+    events = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)  # before connecting, or the first is missed
+    socket.connect(f"ipc://{path}")
+    return socket, events
+
+
+def _dealer(context: zmq.asyncio.Context, identity: str) -> zmq.asyncio.Socket:
     socket = _with_options(context.socket(zmq.DEALER))
     socket.set(zmq.IDENTITY, identity.encode())
     socket.set(zmq.IMMEDIATE, 1)
     socket.set(zmq.RECONNECT_IVL, 50)
     socket.set(zmq.RECONNECT_IVL_MAX, 500)
-    socket.connect(f"ipc://{path}")
     return socket
-
-
-def connection_events(socket: zmq.asyncio.Socket) -> zmq.asyncio.Socket:
-    """A PAIR socket with one message whenever `socket` has finished a (re)connection."""
-    return socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
 
 def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> bool:

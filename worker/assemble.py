@@ -1,18 +1,24 @@
 """From a model's path and the configuration to an engine that can step: used by the served worker and the shell."""
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from common.config import Config, ModelConfig
+from common.logs import fields
 from common.messages import ModelFacts
 from worker import backend, calibration, loader, self_test
+from worker.blas_threads import ThreadChoice
 from worker.drafters.ngram import NgramDrafter
 from worker.engine import Engine, Pace
 from worker.scheduler import Limits
 from worker.target import Target
 
 _GIB = 1 << 30
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     per_token = target.kv_bytes_per_token()
     times = calibration.measured_times(target, path, loaded.weights)
     engine = Engine(target, times, _limits(config, model, per_token), _drafter(config), _pace(config))
+    engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
         architecture=str(loaded.config.get("model_type", "unknown")),
         context_tokens=loaded.context_tokens,
@@ -59,6 +66,23 @@ def vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
     """Rows of the embedding: ids beyond it cannot be looked up."""
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     return int(size) if size else len(tokenizer)
+
+
+def _thread_setter(most: int) -> Callable[[float, float], None] | None:
+    """Sets OpenBLAS's threads after each step where there is a choice."""
+    if most < 2:
+        return None
+    choice, current = ThreadChoice(most), most
+
+    def after_step(seconds: float, usual_s: float) -> None:
+        nonlocal current
+        wanted = choice.observe(seconds, usual_s)
+        if wanted != current:
+            log.info("Another number of BLAS threads. %s", fields(threads=wanted, step_s=seconds, usual_s=usual_s))
+            backend.set_blas_threads(wanted)
+            current = wanted
+
+    return after_step
 
 
 def _limits(config: Config, model: ModelConfig, per_token: int) -> Limits:

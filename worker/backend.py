@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+from functools import cache
 
 import mlx.core as mx
 
@@ -36,6 +37,12 @@ def describe() -> str:
     return f"cpu, OpenBLAS {version} with {blas.openblas_get_num_threads()} threads"
 
 
+def blas_threads() -> int:
+    """Threads that OpenBLAS uses; 1 where it is not loaded."""
+    blas = _openblas()
+    return 1 if blas is None else int(blas.openblas_get_num_threads())
+
+
 def set_blas_threads(threads: int) -> None:
     """Let OpenBLAS use so many threads; 0, or where it is not loaded: nothing changes."""
     blas = _openblas()
@@ -43,6 +50,7 @@ def set_blas_threads(threads: int) -> None:
         blas.openblas_set_num_threads(threads)
 
 
+@cache
 def _openblas() -> ctypes.CDLL | None:
     """The OpenBLAS that was preloaded into this process."""
     path = openblas.library()

@@ -16,8 +16,9 @@ from worker.step_times import StepTimes
 from worker.target import Target
 
 LARGEST = 128  # tokens of the largest step that is timed at load
+BUDGET_S = 4.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
-_CONTEXT = 64
+_CONTEXT = 32
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,10 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     if times is not None and times.is_measured:
         return times
     times = StepTimes()
-    if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST):
+    _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
+    if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST, BUDGET_S):
         step_times.save(times, file)
+    target.clear()
     shown = {f"tokens_{n}_ms": s * 1e3 for n, s in zip(step_times.GRID, times.seconds, strict=True) if s is not None}
     log.info("Measured the step times. %s", fields(**shown))
     return times
@@ -38,24 +41,20 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
 
 def _time_step(target: Target, tokens: int) -> float:
     """Seconds of one step of `tokens` tokens in up to 8 rows, the choice of the next tokens included."""
-    target.clear()
     rows = min(tokens, _ROWS)
     widths = [tokens // rows + (row < tokens % rows) for row in range(rows)]
-    _run(target, [Segment(row, 0, _CONTEXT) for row in range(rows)], keep=_CONTEXT)
     began = time.perf_counter()
-    _run(target, [Segment(row, _CONTEXT, width) for row, width in enumerate(widths)], keep=_CONTEXT)
-    seconds = time.perf_counter() - began
-    target.clear()
-    return seconds
+    _run(target, [Segment(row, _CONTEXT, width) for row, width in enumerate(widths)])
+    return time.perf_counter() - began
 
 
-def _run(target: Target, segments: list[Segment], keep: int) -> None:
+def _run(target: Target, segments: list[Segment]) -> None:
+    """One step that leaves `_CONTEXT` tokens in each row."""
     count = sum(segment.width for segment in segments)
-    chosen = range(count) if count <= LARGEST else [0]
-    logits = target.forward(segments, [1] * count, chosen)
+    logits = target.forward(segments, [1] * count, range(count) if count <= LARGEST else [0])
     mx.eval(mx.argmax(logits, axis=-1), target.cached_arrays())
     for segment in segments:
-        target.state.commit(segment.slot, keep)
+        target.state.commit(segment.slot, _CONTEXT)
 
 
 def _file(model_path: str, weights: str) -> Path:

@@ -118,6 +118,7 @@ class Engine:
     waiting: deque[Request] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
+    on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
 
@@ -342,6 +343,8 @@ class Engine:
         self.totals.generated += report.gained
         self.totals.drafted += report.drafted
         self.totals.accepted += report.accepted
+        if self.on_step_time is not None and self.times.is_measured:
+            self.on_step_time(report.total_s, self.times.usual(size))
         if report.prefill_tokens:
             drift = report.total_s / self.times.predict(size) if self.times.is_measured else 1.0
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import queue
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from common.messages import (
     Usage,
     WorkerHello,
 )
-from common.states import WorkerState
+from common.states import ExitCode, WorkerState
 from worker import limits
 from worker.detokenize import Detokenizer, TextStream
 from worker.engine import Engine, Gain, StepReport
@@ -97,6 +99,12 @@ class IoThread:
         """Hand out what a step gave."""
         self._loop.call_soon_threadsafe(self._on_report, report)
 
+    def stop(self) -> None:
+        """End the loop, or the process if it is still loading: there is nobody yet who would take the order."""
+        if self._state is WorkerState.LOADING:
+            os._exit(ExitCode.OK)
+        self.orders.put(Stop())
+
     # --- the thread -----------------------------------------------------------------------------------------
 
     def _main(self) -> None:
@@ -110,22 +118,18 @@ class IoThread:
 
     async def _serve(self) -> None:
         context = zmq.asyncio.Context()
-        self._control = sockets.connect_dealer(context, self._run_dir / sockets.CONTROL_SOCKET, self.name.identity)
-        self._data = sockets.connect_dealer(context, self._run_dir / sockets.DATA_SOCKET, self.name.identity)
+        identity = self.name.identity
+        self._control, control_events = sockets.connect_watched_dealer(
+            context, self._run_dir / sockets.CONTROL_SOCKET, identity
+        )
+        self._data, data_events = sockets.connect_watched_dealer(context, self._run_dir / sockets.DATA_SOCKET, identity)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._greet(self._control, self._greet_supervisor))
-            tasks.create_task(self._greet(self._data, self._greet_router))
+            tasks.create_task(_greet(control_events, self._greet_supervisor))
+            tasks.create_task(_greet(data_events, self._greet_router))
             tasks.create_task(self._receive_orders())
             tasks.create_task(self._receive_requests())
             tasks.create_task(self._beat())
             tasks.create_task(self._report_load())
-
-    async def _greet(self, socket: zmq.asyncio.Socket, say: Any) -> None:
-        """Say hello after each connection: the first one, and those to a peer that was started again."""
-        events = sockets.connection_events(socket)
-        while True:
-            await events.recv_multipart()
-            await say()
 
     async def _greet_supervisor(self) -> None:
         await self._control.send(wire.encode(self._hello()))
@@ -162,7 +166,7 @@ class IoThread:
                     self._change_state(WorkerState.DRAINING)
                     self._stop_if_drained()
                 case Exit():
-                    self.orders.put(Stop())
+                    self.stop()
 
     def _stop_if_drained(self) -> None:
         if self._state is WorkerState.DRAINING and not self._streams:
@@ -314,6 +318,13 @@ class IoThread:
     def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
         """Send without waiting, in order; with no peer connected a message has no reader and is dropped."""
         asyncio.ensure_future(socket.send(wire.encode(message), zmq.DONTWAIT)).add_done_callback(_note_dropped)
+
+
+async def _greet(events: zmq.asyncio.Socket, say: Callable[[], Awaitable[None]]) -> None:
+    """Say hello after each connection: the first one, and those to a peer that was started again."""
+    while True:
+        await events.recv_multipart()
+        await say()
 
 
 def _note_dropped(sent: "asyncio.Future[Any]") -> None:

@@ -89,9 +89,9 @@ def _form(weights: str) -> str:
 
 
 def _converted(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
-    model = dequantize_model(model)
+    """All floats of the model as `dtype`: scales first, so that quantized weights unfold in it and not in float16."""
     model.update(tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters()))
-    return model
+    return dequantize_model(model)
 
 
 def _describe(form: str, config: dict[str, Any], arrays: list[mx.array]) -> str:

@@ -12,7 +12,7 @@ from common.logs import fields
 from worker import backend
 from worker.assemble import assemble
 from worker.io_thread import IoThread, Name, Served
-from worker.loop import Loop, Pulse, Stop
+from worker.loop import Loop, Pulse
 
 if TYPE_CHECKING:
     from worker.main import Child
@@ -26,7 +26,7 @@ def run(child: "Child", config: Config) -> None:
     name = Name(child.identity, os.environ.get("MLXSPEC_TOKEN", ""), child.name, os.getpid())
     io = IoThread(name, child.run_dir, config, pulse)
     io.start()
-    signal.signal(signal.SIGTERM, lambda *_: io.orders.put(Stop()))
+    signal.signal(signal.SIGTERM, lambda *_: io.stop())
     log.info("Loading the model. %s", fields(model=child.name, path=child.model))
     model = config.models.get(child.name) or ModelConfig(path=child.model)
     ready = assemble(child.model, config, model)

@@ -41,6 +41,10 @@ class StepTimes:
         slope = (times[i] - times[i - 1]) / (sizes[i] - sizes[i - 1])
         return max(times[0], times[i - 1] + slope * (tokens - sizes[i - 1])) * self.scale
 
+    def usual(self, tokens: int) -> float:
+        """Seconds of such a step on a calm machine: the prediction without the drift since load."""
+        return self.predict(tokens) / self.scale
+
     def largest_within(self, seconds: float, least: int, most: int) -> int:
         """The most tokens in [least, most] that a step of at most `seconds` can have; at least `least`."""
         low, high = least, most
@@ -61,18 +65,23 @@ class StepTimes:
             base = known if known is not None else self.predict(GRID[i]) / self.scale
             self.seconds[i] = base * (1 + _OWN_RATE * share * (ratio - 1))
 
-    def calibrate(self, run: Callable[[int], float], largest: int, repeats: int = 3) -> bool:
+    def calibrate(self, run: Callable[[int], float], largest: int, budget_s: float, repeats: int = 3) -> bool:
         """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up.
 
-        Returns whether the measurements agree with each other well enough to be kept.
+        Sizes are timed until `budget_s` is spent, two at least. Returns whether all were, and their measurements
+        agree well enough to be kept.
         """
-        is_steady = True
+        is_steady, spent_s = True, 0.0
         for i, size in enumerate(GRID):
-            if size <= largest:
-                run(size)
-                taken = sorted(run(size) for _ in range(repeats))
-                self.seconds[i] = taken[0]
-                is_steady = is_steady and taken[repeats // 2] < _STEADY * taken[0]
+            if size > largest:
+                break
+            if spent_s > budget_s and self.is_measured:
+                return False
+            spent_s += run(size)
+            taken = sorted(run(size) for _ in range(repeats if spent_s < budget_s else 1))
+            spent_s += sum(taken)
+            self.seconds[i] = taken[0]
+            is_steady = is_steady and taken[len(taken) // 2] < _STEADY * taken[0]
         return is_steady
 
     def _known(self) -> tuple[list[int], list[float]]:

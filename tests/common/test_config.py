@@ -84,8 +84,6 @@ def test_without_a_file_everything_has_its_default() -> None:
     ("variable", "text", "section", "key", "value"),
     [
         ("AUTO_DRAFT", "off", "speculation", "auto_draft", False),
-        ("DRAFT_LAYERS_RATIO", "0.25", "speculation", "draft_layers_ratio", 0.25),
-        ("DRAFT_MODEL_PATH", "some/draft", "speculation", "draft_model", "some/draft"),
         ("MAX_BATCH_SIZE", "8", "engine", "max_batch_size", 8),
         ("MAX_CONCURRENT_REQUESTS", "9", "server", "max_concurrent_requests", 9),
         ("MEMORY_LIMIT_GB", "12.5", "supervisor", "memory_limit_gb", 12.5),
@@ -96,6 +94,18 @@ def test_environment_variables_of_the_seed_work(
 ) -> None:
     config = configuration.load(env={variable: text})
     assert getattr(getattr(config, section), key) == value
+
+
+def test_auto_draft_off_makes_plain_decoding_the_default() -> None:
+    config = configuration.load(env={"AUTO_DRAFT": "off"})
+    assert not configuration.default_speculation(config.speculation).is_on
+    assert configuration.default_speculation(configuration.Config().speculation).is_on
+
+
+def test_variables_without_effect_are_named() -> None:
+    assert configuration.unused_variables({}) == []
+    (line,) = configuration.unused_variables({"DRAFT_MODEL_PATH": "some/draft"})
+    assert "DRAFT_MODEL_PATH" in line and "no effect" in line
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sockets and the run directory that guards them."""
 
+import asyncio
 import contextlib
 import multiprocessing
 import shutil
@@ -37,9 +38,10 @@ class Sockets:
         self._open.append(sockets.connect_dealer(self.context, path, identity))
         return self._open[-1]
 
-    def events(self, socket: zmq.asyncio.Socket) -> zmq.asyncio.Socket:
-        self._open.append(sockets.connection_events(socket))
-        return self._open[-1]
+    def watched_dealer(self, path: Path, identity: str) -> tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
+        pair = sockets.connect_watched_dealer(self.context, path, identity)
+        self._open.extend(pair)
+        return pair
 
     def close(self) -> None:
         for socket in reversed(self._open):
@@ -122,11 +124,11 @@ async def test_sending_to_nobody_is_an_error(run_dir: Path, make: Sockets) -> No
     assert caught.value.errno == zmq.EHOSTUNREACH
 
 
-async def test_reconnection_is_told(run_dir: Path, make: Sockets) -> None:
+async def test_first_connection_and_each_later_one_are_told(run_dir: Path, make: Sockets) -> None:
     path = run_dir / sockets.DATA_SOCKET
     router = make.router(path)
-    dealer = make.dealer(path, "m#1")
-    events = make.events(dealer)
+    _, events = make.watched_dealer(path, "m#1")
+    await asyncio.sleep(0.05)  # long after the handshake
     await events.recv_multipart()
     router.close()
     make.router(path)

@@ -45,7 +45,7 @@ def test_largest_within(seconds: float, tokens: int) -> None:
 
 def test_calibrates_up_to_the_largest_size() -> None:
     times = StepTimes()
-    assert times.calibrate(lambda n: 0.01 * n, largest=64)
+    assert times.calibrate(lambda n: 0.01 * n, largest=64, budget_s=99)
     assert times.is_measured
     assert times.predict(48) == pytest.approx(0.48)
     assert times.seconds[GRID.index(128)] is None
@@ -53,7 +53,14 @@ def test_calibrates_up_to_the_largest_size() -> None:
 
 def test_measurements_that_disagree_are_not_worth_keeping() -> None:
     taken = iter(range(1, 1000))
-    assert not StepTimes().calibrate(lambda n: float(next(taken)), largest=4)
+    assert not StepTimes().calibrate(lambda n: float(next(taken)), largest=4, budget_s=9999)
+
+
+def test_calibration_on_a_crawling_machine_ends_early_and_is_not_kept() -> None:
+    times = StepTimes()
+    assert not times.calibrate(lambda n: 5.0 + n, largest=128, budget_s=4)
+    assert times.is_measured
+    assert times.seconds[2:] == [None] * 8
 
 
 def test_survives_a_restart_and_a_broken_file(tmp_path: Path) -> None:
