@@ -169,6 +169,10 @@ class Cancel(Message, frozen=True, kw_only=True):
     request_id: str
 
 
+class AskHello(Message):
+    """Say hello again: frames of yours came, but your hello did not."""
+
+
 # --- control plane: worker -> supervisor --------------------------------------------------------------
 
 
@@ -314,7 +318,7 @@ class Reply(Message, frozen=True, kw_only=True):
 
 
 FromWorkerData = WorkerHello | Accepted | Deltas | Finished | Failed | Load
-ToWorkerData = Generate | Cancel
+ToWorkerData = Generate | Cancel | AskHello
 FromWorkerControl = WorkerHello | StateChanged | Heartbeat
 ToWorkerControl = SetLimits | Drain | Exit
 FromClientControl = Watch | EnsureModel | Unload | Pin | Status

@@ -27,6 +27,7 @@ from common.errors import (
 from common.logs import fields
 from common.messages import (
     Accepted,
+    AskHello,
     Cancel,
     Delta,
     Deltas,
@@ -314,6 +315,8 @@ class Backend:
             self._on_message(sender, message)
         else:
             self._ignore("unknown_identity", sender)
+            if sender in self.directory.workers:
+                self._send(sender, AskHello())
 
     def _on_hello(self, sender: str, hello: WorkerHello) -> None:
         if not self._roster.greet(sender, hello, self.directory.workers):

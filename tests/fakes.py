@@ -17,6 +17,7 @@ from common import sockets, wire
 from common.config import Config
 from common.messages import (
     Accepted,
+    AskHello,
     Cancel,
     Delta,
     Deltas,
@@ -140,6 +141,7 @@ class FakeWorker:
         self.entry = WorkerEntry(identity=identity, token=f"token of {identity}", state=WorkerState.READY, pid=1)
         self.generates: list[Generate] = []
         self.cancels: list[str] = []
+        self.asked_hellos = 0
         self.hold_at: int | None = None  # tokens of a request after which it goes silent
         self.is_silent = False  # not even Accepted
         self.answer: Callable[[Generate], FromWorkerData | None] = lambda generate: None
@@ -155,6 +157,8 @@ class FakeWorker:
                     await self._work(generate)
                 case Cancel(request_id=request_id):
                     self.cancels.append(request_id)
+                case AskHello():
+                    self.asked_hellos += 1
 
     async def hello(self, **changes: object) -> None:
         hello = WorkerHello(identity=self.identity, token=self.entry.token, model=self.model, pid=1)

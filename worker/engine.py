@@ -31,11 +31,17 @@ SMALLEST_CHUNK = 16
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long a step may take for a prompt's sake, in seconds: while others decode, and when nobody does."""
+    """How long a step may take for prompts' sake, in seconds: while others decode, and when nobody does."""
 
     chunk_s: float = 0.1
     chunk_alone_s: float = 0.8
     max_draft_tokens: int = 8
+
+    def chunk_time(self, decoding: int, prefilling: int) -> float:
+        """Seconds for prompts in one step: the more wait for their first token than for their next, the longer."""
+        if not decoding:
+            return self.chunk_alone_s
+        return min(self.chunk_s * max(prefilling / decoding, 1.0), self.chunk_alone_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,8 @@ class Engine:
         drafts = dict(zip((row.slot for row in decoding), self._draft(decoding), strict=True))
         decode_tokens = len(decoding) + sum(len(draft.tokens) for draft in drafts.values())
         prefilling = [row for row in self.rows if not row.is_decoding]
-        chunks = scheduler.share_prefill(prefilling, self._chunk_tokens(decode_tokens)) if prefilling else {}
+        chunk_s = self.pace.chunk_time(len(decoding), len(prefilling))
+        chunks = scheduler.share_prefill(prefilling, self._chunk_tokens(decode_tokens, chunk_s)) if prefilling else {}
         return [
             _Feed(row, chunks.get(row.slot, 1), drafts.get(row.slot, NO_DRAFT))
             for row in self.rows
@@ -219,14 +226,12 @@ class Engine:
         limit = self.pace.max_draft_tokens if wanted is None else wanted
         return min(limit, row.tokens_left - 1)
 
-    def _chunk_tokens(self, decode_tokens: int) -> int:
-        """How many prompt tokens fit the time that this step may take for them."""
-        if not decode_tokens:
-            chunk = self.times.largest_within(self.pace.chunk_alone_s / self.prefill_drift, 1, LARGEST_CHUNK)
-        else:
-            allowed = self.times.predict(decode_tokens) + self.pace.chunk_s / self.prefill_drift
-            chunk = self.times.largest_within(allowed, decode_tokens, decode_tokens + LARGEST_CHUNK) - decode_tokens
-        return max(chunk, SMALLEST_CHUNK)
+    def _chunk_tokens(self, decode_tokens: int, chunk_s: float) -> int:
+        """How many prompt tokens a step of `decode_tokens` can take along for `chunk_s` seconds more."""
+        base_s = self.times.predict(decode_tokens) if decode_tokens else 0.0
+        allowed_s = base_s + chunk_s / self.prefill_drift
+        most = self.times.largest_within(allowed_s, decode_tokens, decode_tokens + LARGEST_CHUNK)
+        return max(most - decode_tokens, SMALLEST_CHUNK)
 
     def _verify(self, feeds: Sequence[_Feed]) -> list[list[int]]:
         """The target's own tokens after each row's pending token and each of its draft tokens; [] in mid-prompt."""

@@ -19,6 +19,7 @@ from common.errors import InternalError, MlxspecError, ModelUnavailable
 from common.logs import fields
 from common.messages import (
     Accepted,
+    AskHello,
     Cancel,
     Delta,
     Deltas,
@@ -199,6 +200,8 @@ class IoThread:
                     self._start(generate)
                 case Cancel(request_id=request_id):
                     self._drop(request_id)
+                case AskHello():
+                    await self._greet_router()
 
     def _start(self, generate: Generate) -> None:
         try:

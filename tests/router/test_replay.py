@@ -100,6 +100,16 @@ async def test_worker_with_a_wrong_token_gets_no_request_and_no_ear(cluster: Clu
     assert (await answer)[0] == 200
 
 
+async def test_worker_whose_hello_was_lost_is_asked_for_it(cluster: Cluster) -> None:
+    worker = await cluster.add_worker("tiny#1", is_greeted=False)
+    cluster.supervisor.set("tiny", WorkerState.READY, worker)
+    await wait_until(lambda: cluster.backend.directory.find("tiny"))
+    await worker.send(Accepted(request_id="x", prompt_tokens=1))
+    await wait_until(lambda: worker.asked_hellos == 1)
+    await worker.hello()
+    assert (await start(cluster))[0] == 200
+
+
 @pytest.mark.parametrize("changes", [{"version": 99}, {"identity": "tiny#7"}])
 async def test_hello_of_another_version_or_name_is_refused(cluster: Cluster, changes: dict[str, Any]) -> None:
     stranger = await cluster.add_worker("tiny#1", is_greeted=False)

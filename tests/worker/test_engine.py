@@ -9,7 +9,7 @@ import pytest
 from common.errors import ContextLengthExceeded, InternalError, Overloaded
 from common.sampling import Sampling, Speculation
 from tests.worker import tiny
-from worker.engine import Gain
+from worker.engine import Gain, Pace
 from worker.request import Request
 from worker.scheduler import Limits
 
@@ -155,6 +155,13 @@ def test_waiting_requests_get_rows_in_order_of_arrival() -> None:
     ends = [g.request_id for g in run(engine) if g.finish]
     assert sorted(ends) == [f"r{i}" for i in range(5)]
     assert ends.index("r4") > ends.index("r0")
+
+
+@pytest.mark.parametrize(
+    ("decoding", "prefilling", "seconds"), [(0, 1, 0.8), (4, 1, 0.1), (1, 1, 0.1), (1, 3, 0.3), (1, 50, 0.8)]
+)
+def test_prompts_get_more_time_the_more_wait_for_a_first_token(decoding: int, prefilling: int, seconds: float) -> None:
+    assert Pace().chunk_time(decoding, prefilling) == pytest.approx(seconds)
 
 
 def test_a_long_prompt_is_fed_in_chunks_while_others_decode() -> None:
