@@ -169,7 +169,7 @@ class Cancel(Message, frozen=True, kw_only=True):
     request_id: str
 
 
-class AskHello(Message):
+class AskHello(Message, frozen=True, kw_only=True):
     """Say hello again: frames of yours came, but your hello did not."""
 
 

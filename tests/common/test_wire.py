@@ -12,6 +12,7 @@ from common import messages, wire
 from common.errors import WireError
 from common.messages import (
     Accepted,
+    AskHello,
     Cancel,
     ChatMessage,
     ChatPrompt,
@@ -95,6 +96,7 @@ EXAMPLES: list[Message] = [
     ),
     Generate(request_id="r", prompt=TokenPrompt(token_ids=(0, 2**31)), sampling=Sampling()),
     Cancel(request_id="r"),
+    AskHello(),
     StateChanged(state=WorkerState.READY, detail="d", facts=FACTS),
     Heartbeat(
         loop_seq=2**40,
