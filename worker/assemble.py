@@ -1,5 +1,6 @@
 """From a model's path and the configuration to an engine that can step: used by the served worker and the shell."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
         drafters=(engine.drafter.name,),
         load_s=time.monotonic() - began,
     )
+    gc.freeze()  # what is loaded stays: collections during steps need not look at it
     return Ready(engine, loaded.tokenizer, facts, loader.end_tokens(loaded.tokenizer, loaded.config))
 
 

@@ -1,36 +1,24 @@
 """The entry of a worker process: from the shell for one model, or as the supervisor's child."""
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from common import lifeline, logs, openblas
 from common.config import load_effective
 from common.errors import MlxspecError
 from common.states import ExitCode
+from worker.child import Child
 
 log = logging.getLogger("worker")
-
-
-@dataclass(frozen=True, slots=True)
-class Child:
-    """What the supervisor told this process on its command line."""
-
-    identity: str
-    name: str
-    model: str
-    run_dir: Path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run as the supervisor's child if `--identity` is given, else as a tool in the foreground."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--identity" in arguments:
-        sys.exit(serve(_child(arguments)))
+        sys.exit(serve(Child.parse(arguments)))
     _with_openblas(arguments)
     from worker import debug  # pulls mlx: not before the preload
 
@@ -53,14 +41,6 @@ def serve(child: Child) -> int:
         log.exception("The worker broke.")
         return ExitCode.OUT_OF_MEMORY if _is_out_of_memory(error) else ExitCode.CRASH
     return ExitCode.OK
-
-
-def _child(arguments: Sequence[str]) -> Child:
-    parser = argparse.ArgumentParser(prog="python -m worker")
-    for option in ("--identity", "--name", "--model", "--run-dir"):
-        parser.add_argument(option, required=True)
-    options = parser.parse_args(arguments)
-    return Child(options.identity, options.name, options.model, Path(options.run_dir))
 
 
 def _with_openblas(arguments: Sequence[str]) -> None:

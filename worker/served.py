@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -11,16 +10,14 @@ from common.config import Config, ModelConfig
 from common.logs import fields
 from worker import backend
 from worker.assemble import assemble
+from worker.child import Child
 from worker.io_thread import IoThread, Name, Served
 from worker.loop import Loop, Pulse
-
-if TYPE_CHECKING:
-    from worker.main import Child
 
 log = logging.getLogger(__name__)
 
 
-def run(child: "Child", config: Config) -> None:
+def run(child: Child, config: Config) -> None:
     """Serve one model. Raises `BadModel` or `UnsupportedCache` when it cannot be loaded."""
     pulse = Pulse()
     name = Name(child.identity, os.environ.get("MLXSPEC_TOKEN", ""), child.name, os.getpid())
