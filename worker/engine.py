@@ -27,6 +27,7 @@ from worker.target import Target
 
 LARGEST_CHUNK = 2048  # tokens of prompts in one step at most
 SMALLEST_CHUNK = 16
+FIRST_TOKEN_WEIGHT = 4.0  # a row's wait for its first token counts as much as so many rows' waits for their next
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Pace:
         """Seconds for prompts in one step: the more wait for their first token than for their next, the longer."""
         if not decoding:
             return self.chunk_alone_s
-        return min(self.chunk_s * max(prefilling / decoding, 1.0), self.chunk_alone_s)
+        return min(self.chunk_s * max(FIRST_TOKEN_WEIGHT * prefilling / decoding, 1.0), self.chunk_alone_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ def test_waiting_requests_get_rows_in_order_of_arrival() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decoding", "prefilling", "seconds"), [(0, 1, 0.8), (4, 1, 0.1), (1, 1, 0.1), (1, 3, 0.3), (1, 50, 0.8)]
+    ("decoding", "prefilling", "seconds"),
+    [(0, 1, 0.8), (4, 1, 0.1), (8, 1, 0.1), (1, 1, 0.4), (4, 3, 0.3), (1, 50, 0.8)],
 )
 def test_prompts_get_more_time_the_more_wait_for_a_first_token(decoding: int, prefilling: int, seconds: float) -> None:
     assert Pace().chunk_time(decoding, prefilling) == pytest.approx(seconds)
