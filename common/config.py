@@ -270,8 +270,10 @@ def _checked(config: Config) -> Config:
     try:
         check_sampling(default_sampling(config.generation))
         check_speculation(default_speculation(config.speculation))
+        for model in config.models.values():
+            check_speculation(Speculation(drafter=model.drafter or "auto"))
     except InvalidValue as error:
-        raise ConfigError(f"[generation] or [speculation]: {error}") from error
+        raise ConfigError(f"[generation], [speculation] or [models]: {error}") from error
     for form in (config.engine.weights, *(m.weights for m in config.models.values() if m.weights)):
         if form not in WEIGHT_FORMS:
             raise ConfigError(f"weights is {form!r}; possible: {', '.join(WEIGHT_FORMS)}")

@@ -123,6 +123,7 @@ def test_variables_without_effect_are_named() -> None:
         ('[speculation]\ndrafter = "magic"\n', "drafter"),
         ("[supervisor]\nbackoff_first_s = -1.0\n", "supervisor.backoff_first_s"),
         ("[models.m]\npreload = true\n", "path"),
+        ('[models.m]\npath = "x"\ndrafter = "magic"\n', "magic"),
         ('[models.m]\npath = "x"\ncolour = 1\n', "colour"),
         ('[log]\nlevel = "loud"\n', "log.level"),
         ("server = 1\n", "server"),
