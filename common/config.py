@@ -57,6 +57,8 @@ class SpeculationConfig(Section, frozen=True, kw_only=True):
     max_draft_tokens: int = 8
     ngram_max_match: int = 5
     auto_draft: bool = True
+    draft_layers_ratio: float = 0.5
+    draft_model: str = ""
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
@@ -100,6 +102,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     weights: str | None = None
     max_batch_size: int | None = None
     drafter: str | None = None
+    draft_model: str | None = None
+    draft_layers_ratio: float | None = None
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -220,6 +224,10 @@ def _number(name: str, text: str) -> float:
         raise ConfigError(f"{name}={text!r} is not a number") from error
 
 
+def _text(name: str, text: str) -> str:
+    return text
+
+
 def _truth(name: str, text: str) -> bool:
     truths = {
         "1": True,
@@ -239,6 +247,8 @@ def _truth(name: str, text: str) -> bool:
 
 _VARIABLES: dict[str, tuple[str, Any]] = {
     "AUTO_DRAFT": ("speculation.auto_draft", _truth),
+    "DRAFT_LAYERS_RATIO": ("speculation.draft_layers_ratio", _number),
+    "DRAFT_MODEL_PATH": ("speculation.draft_model", _text),
     "MAX_BATCH_SIZE": ("engine.max_batch_size", _integer),
     "MAX_CONCURRENT_REQUESTS": ("server.max_concurrent_requests", _integer),
     "MEMORY_LIMIT_GB": ("supervisor.memory_limit_gb", _number),
@@ -274,6 +284,9 @@ def _checked(config: Config) -> Config:
             check_speculation(Speculation(drafter=model.drafter or "auto"))
     except InvalidValue as error:
         raise ConfigError(f"[generation], [speculation] or [models]: {error}") from error
+    ratios = (config.speculation.draft_layers_ratio, *(m.draft_layers_ratio or 0.0 for m in config.models.values()))
+    if wrong := [ratio for ratio in ratios if not 0 <= ratio < 1]:
+        raise ConfigError(f"draft_layers_ratio is {wrong[0]}; it must lie in [0, 1)")
     for form in (config.engine.weights, *(m.weights for m in config.models.values() if m.weights)):
         if form not in WEIGHT_FORMS:
             raise ConfigError(f"weights is {form!r}; possible: {', '.join(WEIGHT_FORMS)}")
@@ -295,6 +308,7 @@ _MAY_BE_ZERO = {
     "blas_threads",
     "kv_cache_gb",
     "memory_limit_gb",
+    "draft_layers_ratio",
 }
 
 
@@ -324,12 +338,3 @@ def default_speculation(speculation: SpeculationConfig) -> Speculation:
     return Speculation(
         drafter="none" if is_plain else speculation.drafter, max_draft_tokens=speculation.max_draft_tokens
     )
-
-
-def unused_variables(env: Mapping[str, str] = os.environ) -> list[str]:
-    """A line for each variable that is set, known, and without effect in this version."""
-    return [
-        f"{name} is set, but this version drafts by n-grams only: it has no effect yet"
-        for name in ("DRAFT_MODEL_PATH", "DRAFT_LAYERS_RATIO")
-        if env.get(name, "").strip()
-    ]

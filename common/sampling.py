@@ -1,6 +1,7 @@
 """How a request wants its tokens chosen: sampling parameters, speculation options and their ranges."""
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -10,7 +11,7 @@ MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_DRAFT_TOKENS = 32
-DRAFTERS = ("auto", "ngram", "none")
+DRAFTERS = ("auto", "combo", "ngram", "model", "layers", "none")  # `auto` and `combo` choose among a model's own
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +57,17 @@ def check_speculation(speculation: Speculation) -> None:
         )
     if speculation.max_draft_tokens is not None:
         _check_range("speculative.max_draft_tokens", speculation.max_draft_tokens, 0, MAX_DRAFT_TOKENS)
+
+
+def check_drafter(speculation: Speculation, available: Sequence[str]) -> None:
+    """Raise `InvalidValue` for a drafter that the model does not have."""
+    name = speculation.drafter
+    if speculation.is_on and name not in ("auto", "combo", *available):
+        raise InvalidValue(
+            f"speculative.drafter is {name!r}, which this model does not have; it has: {', '.join(available)} "
+            "(draft_model and draft_layers_ratio in the configuration add others)",
+            param="speculative.drafter",
+        )
 
 
 def check_stop(stop: tuple[str, ...]) -> None:

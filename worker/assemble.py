@@ -12,7 +12,10 @@ from common.logs import fields
 from common.messages import ModelFacts
 from worker import backend, calibration, loader, self_test
 from worker.blas_threads import ThreadChoice
-from worker.drafters.ngram import NgramDrafter
+from worker.drafters.available import Available
+from worker.drafters.available import find as find_drafters
+from worker.drafters.controller import Controller
+from worker.drafting import Drafting
 from worker.engine import Engine, Pace
 from worker.scheduler import Limits
 from worker.target import Target
@@ -46,28 +49,23 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     self_test.check(target, reference)
     per_token = target.kv_bytes_per_token()
     times = calibration.measured_times(target, path, loaded.weights)
-    engine = Engine(target, times, _limits(config, model, per_token), _drafter(config), _pace(config))
+    available = find_drafters(path, loaded, target, times, config, model)
+    engine = Engine(target, times, _limits(config, model, per_token), _drafting(available, config), _pace(config))
     engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
         architecture=str(loaded.config.get("model_type", "unknown")),
         context_tokens=loaded.context_tokens,
-        vocabulary=vocabulary_size(loaded.config, loaded.tokenizer),
+        vocabulary=loader.vocabulary_size(loaded.config, loaded.tokenizer),
         weights_dtype=loaded.weights,
         weights_bytes=loaded.weights_bytes,
         kv_bytes_per_token=per_token,
         backend=backend.describe(),
         has_chat_template=loaded.tokenizer.chat_template is not None,
-        drafters=(engine.drafter.name,),
+        drafters=tuple(available.drafters),
         load_s=time.monotonic() - began,
     )
     gc.freeze()  # what is loaded stays: collections during steps need not look at it
     return Ready(engine, loaded.tokenizer, facts, loader.end_tokens(loaded.tokenizer, loaded.config))
-
-
-def vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
-    """Rows of the embedding: ids beyond it cannot be looked up."""
-    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return int(size) if size else len(tokenizer)
 
 
 def _thread_setter(most: int) -> Callable[[float, float], None] | None:
@@ -96,13 +94,17 @@ def _limits(config: Config, model: ModelConfig, per_token: int) -> Limits:
     )
 
 
-def _drafter(config: Config) -> NgramDrafter:
-    return NgramDrafter(config.speculation.ngram_max_match)
+def _drafting(available: Available, config: Config) -> Drafting:
+    return Drafting(
+        available.drafters,
+        in_auto=tuple(available.in_auto),
+        max_tokens=config.speculation.max_draft_tokens,
+        controller=Controller(priors=available.agreement),
+    )
 
 
 def _pace(config: Config) -> Pace:
     return Pace(
         chunk_s=config.engine.prefill_chunk_ms / 1e3,
         chunk_alone_s=config.engine.prefill_chunk_alone_ms / 1e3,
-        max_draft_tokens=config.speculation.max_draft_tokens,
     )

@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     """Step times of this model here: as an earlier worker measured them, or measured now (a second or two)."""
-    file = _file(model_path, weights)
-    times = step_times.load(file)
+    kept = file(model_path, weights)
+    times = step_times.load(kept)
     if times is not None and times.is_measured:
         return times
     times = StepTimes()
     _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
     if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST, BUDGET_S):
-        step_times.save(times, file)
+        step_times.save(times, kept)
     target.clear()
     shown = {f"tokens_{n}_ms": s * 1e3 for n, s in zip(step_times.GRID, times.seconds, strict=True) if s is not None}
     log.info("Measured the step times. %s", fields(**shown))
@@ -57,6 +57,7 @@ def _run(target: Target, segments: list[Segment]) -> None:
         target.state.commit(segment.slot, _CONTEXT)
 
 
-def _file(model_path: str, weights: str) -> Path:
-    what = f"{model_path}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
+def file(what: str, weights: str) -> Path:
+    """Where measurements of `what` (a model's path) on this device are kept."""
+    what = f"{what}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
     return paths.home() / "calibration" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"

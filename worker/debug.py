@@ -21,8 +21,8 @@ from common.messages import ChatMessage, ChatPrompt, Prompt, TextPrompt
 from common.sampling import Sampling, Speculation, check_sampling
 from common.states import ExitCode
 from worker.assemble import Ready, assemble
-from worker.engine import Gain, StepReport
 from worker.io_thread import text_stream
+from worker.report import Gain, StepReport
 from worker.request import Request
 from worker.template import check_length, to_tokens
 

@@ -7,18 +7,19 @@ token and the draft that follows it. One forward of the target serves them all, 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import mlx.core as mx
 
-from common.errors import ContextLengthExceeded, InternalError, MlxspecError, Overloaded
+from common.errors import ContextLengthExceeded, InternalError, Overloaded
 from common.messages import Timings, Usage
 from worker import scheduler
 from worker.acceptance import accept
 from worker.cache.layout import Segment
-from worker.drafters.controller import PROBE_TOKENS, PROBE_TOKENS_MAX, Candidate, Controller
-from worker.drafters.ngram import NO_DRAFT, Draft, NgramDrafter
+from worker.drafters.drafter import NO_DRAFT, Draft
+from worker.drafting import Drafting
+from worker.report import Gain, StepReport, Totals
 from worker.request import Request, Row
 from worker.sampler import Draw, choose
 from worker.scheduler import Limits
@@ -36,61 +37,12 @@ class Pace:
 
     chunk_s: float = 0.1
     chunk_alone_s: float = 0.8
-    max_draft_tokens: int = 8
 
     def chunk_time(self, decoding: int, prefilling: int) -> float:
         """Seconds for prompts in one step: the more wait for their first token than for their next, the longer."""
         if not decoding:
             return self.chunk_alone_s
         return min(self.chunk_s * max(FIRST_TOKEN_WEIGHT * prefilling / decoding, 1.0), self.chunk_alone_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """What one request got out of a step; the first `accepted` of its tokens were drafted.
-
-    `error` or `finish` is set in its last one.
-    """
-
-    request_id: str
-    tokens: tuple[int, ...] = ()
-    drafted: int = 0
-    accepted: int = 0
-    finish: str | None = None
-    error: MlxspecError | None = None
-    usage: Usage | None = None
-    timings: Timings | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One step in figures, for the outbox, the trace and the statistics."""
-
-    step: int
-    gains: tuple[Gain, ...]
-    rows: int = 0
-    decoding: int = 0
-    prefill_tokens: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    gained: int = 0
-    draft_s: float = 0.0
-    verify_s: float = 0.0
-    total_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counters since the worker started."""
-
-    steps: int = 0
-    finished: int = 0
-    prompt_tokens: int = 0
-    generated: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    plain_decode_s: float = 0.0
-    measured_decode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +58,13 @@ class _Feed:
         return self.width == self.row.uncached
 
     @property
-    def tokens(self) -> list[int]:
-        start = self.row.cached
-        return [*self.row.tokens[start : start + self.width], *self.draft.tokens]
+    def size(self) -> int:
+        return self.width + self.draft.length
+
+    @property
+    def own_tokens(self) -> list[int]:
+        """Of the row itself, without the draft."""
+        return self.row.tokens[self.row.cached : self.row.cached + self.width]
 
 
 @dataclass(slots=True)
@@ -118,16 +74,16 @@ class Engine:
     target: Target
     times: StepTimes
     limits: Limits
-    drafter: NgramDrafter
+    drafting: Drafting
     pace: Pace = Pace()
     clock: Callable[[], float] = time.perf_counter
-    controller: Controller = field(default_factory=Controller)
     waiting: deque[Request] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
+    _draft_s: float = 0.0  # predicted time of this step's drafters
 
     # --- requests come and go, between steps ----------------------------------------------------------
 
@@ -174,9 +130,9 @@ class Engine:
             return StepReport(self.totals.steps, ended)
         feeds = self._propose()
         proposed = self.clock()
-        own = self._verify(feeds)
+        verified_tokens = self._verify(feeds)
         verified = self.clock()
-        gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, own, strict=True)]
+        gains = [self._accept(feed, *tokens) for feed, tokens in zip(feeds, verified_tokens, strict=True)]
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
         self._learn(feeds, gains, report)
         return report
@@ -193,8 +149,9 @@ class Engine:
     def _propose(self) -> list[_Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""
         decoding = [row for row in self.rows if row.is_decoding]
-        drafts = dict(zip((row.slot for row in decoding), self._draft(decoding), strict=True))
-        decode_tokens = len(decoding) + sum(len(draft.tokens) for draft in drafts.values())
+        proposed, self._draft_s = self.drafting.drafts(decoding, self.times.predict)
+        drafts = dict(zip((row.slot for row in decoding), proposed, strict=True))
+        decode_tokens = len(decoding) + sum(draft.length for draft in proposed)
         prefilling = [row for row in self.rows if not row.is_decoding]
         chunk_s = self.pace.chunk_time(len(decoding), len(prefilling))
         chunks = scheduler.share_prefill(prefilling, self._chunk_tokens(decode_tokens, chunk_s)) if prefilling else {}
@@ -204,29 +161,6 @@ class Engine:
             if row.is_decoding or row.slot in chunks
         ]
 
-    def _draft(self, decoding: Sequence[Row]) -> list[Draft]:
-        """The drafts that pay in this step, one for each decoding row."""
-        proposals = [
-            self.drafter.propose(row.tokens, row.index, limit) if (limit := self._draft_limit(row)) > 0 else NO_DRAFT
-            for row in decoding
-        ]
-        if not any(draft.tokens for draft in proposals):
-            return proposals
-        candidates = [
-            Candidate(row.request.request_id, len(draft.tokens), draft.match, row.since_draft >= row.probe_after)
-            for row, draft in zip(decoding, proposals, strict=True)
-        ]
-        lengths = self.controller.decide(candidates, len(decoding), len(decoding), self.times.predict)
-        return [Draft(draft.tokens[:n], draft.match) for draft, n in zip(proposals, lengths, strict=True)]
-
-    def _draft_limit(self, row: Row) -> int:
-        speculation = row.request.speculation
-        if not speculation.is_on:
-            return 0
-        wanted = speculation.max_draft_tokens
-        limit = self.pace.max_draft_tokens if wanted is None else wanted
-        return min(limit, row.tokens_left - 1)
-
     def _chunk_tokens(self, decode_tokens: int, chunk_s: float) -> int:
         """How many prompt tokens a step of `decode_tokens` can take along for `chunk_s` seconds more."""
         base_s = self.times.predict(decode_tokens) if decode_tokens else 0.0
@@ -234,25 +168,26 @@ class Engine:
         most = self.times.largest_within(allowed_s, decode_tokens, decode_tokens + LARGEST_CHUNK)
         return max(most - decode_tokens, SMALLEST_CHUNK)
 
-    def _verify(self, feeds: Sequence[_Feed]) -> list[list[int]]:
-        """The target's own tokens after each row's pending token and each of its draft tokens; [] in mid-prompt."""
-        tokens: list[int] = []
+    def _verify(self, feeds: Sequence[_Feed]) -> list[tuple[list[int], list[int]]]:
+        """Each row's draft, and the target's own tokens after its pending and each draft token; none in mid-prompt."""
+        packed = _packed(feeds)
         chosen: list[int] = []
         draws: list[Draw] = []
+        end = 0
         for feed in feeds:
-            tokens += feed.tokens
+            end += feed.size
             if feed.reaches_end:
-                asked = len(feed.draft.tokens) + 1
-                chosen += range(len(tokens) - asked, len(tokens))
+                asked = feed.draft.length + 1
+                chosen += range(end - asked, end)
                 position = len(feed.row.tokens)
                 draws += [Draw(feed.row.request.sampling, position + i) for i in range(asked)]
-        segments = [Segment(f.row.slot, f.row.cached, len(f.tokens)) for f in feeds]
-        logits = self.target.forward(segments, tokens, chosen or [0])
+        segments = [Segment(f.row.slot, f.row.cached, f.size) for f in feeds]
+        logits = self.target.forward(segments, packed, chosen or [0])
         own = choose(logits, draws) if draws else logits
-        mx.eval(own, self.target.cached_arrays())
-        return _split(cast(list[int], own.tolist()) if draws else [], feeds)
+        mx.eval(own, packed, self.target.cached_arrays())
+        return _split(feeds, cast(list[int], packed.tolist()), cast(list[int], own.tolist()) if draws else [])
 
-    def _accept(self, feed: _Feed, own: list[int]) -> Gain | None:
+    def _accept(self, feed: _Feed, draft: list[int], own: list[int]) -> Gain | None:
         """Commit what stands of a row's step and say what it gained."""
         row = feed.row
         if not own:
@@ -261,54 +196,42 @@ class Engine:
             return None
         if -1 in own:
             return self._fail(row)
-        verdict = accept(feed.draft.tokens, own, row.tokens_left, row.request.end_tokens)
+        verdict = accept(draft, own, row.tokens_left, row.request.end_tokens)
         if row.first_token_s is None:
             row.first_token_s = self.clock()
         row.cached = len(row.tokens) + verdict.accepted  # the pending token and the draft tokens that stood
         row.tokens += verdict.tokens
         self.target.state.commit(row.slot, row.cached)
         self._count(row, feed.draft, verdict.accepted, len(verdict.tokens))
-        gain = Gain(row.request.request_id, verdict.tokens, len(feed.draft.tokens), verdict.accepted)
+        gain = Gain(row.id, verdict.tokens, feed.draft.length, verdict.accepted, feed.draft.drafter)
         return gain if verdict.finish is None else self._end(row, gain, verdict.finish)
 
     def _count(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
         row.steps += 1
-        row.drafted += len(draft.tokens)
+        row.drafted += draft.length
         row.accepted += accepted
-        row.since_draft = 0 if draft.tokens else row.since_draft + gained
-        if draft.tokens:
-            row.probe_after = PROBE_TOKENS if accepted else min(2 * row.probe_after, PROBE_TOKENS_MAX)
-            self.controller.observe(row.request.request_id, draft.match, len(draft.tokens), accepted)
+        self.drafting.settle(row, draft, accepted, gained)
 
     # --- ends ---------------------------------------------------------------------------------------------
 
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
-        self._release(row)
+        self._release(row, is_finished=reason != "cancelled")
         self.totals.finished += 1
-        return Gain(
-            gain.request_id,
-            gain.tokens,
-            gain.drafted,
-            gain.accepted,
-            reason,
-            None,
-            _usage(row),
-            self._timings(row),
-        )
+        return replace(gain, finish=reason, usage=_usage(row), timings=self._timings(row))
 
     def _fail(self, row: Row) -> Gain:
         """A row whose logits are not finite fails alone; its slot is cleaned for the next one."""
-        self._release(row)
+        self._release(row, is_finished=False)
         self.target.scrub(row.slot)
         error = InternalError(
             f"the model gave no finite logits at position {len(row.tokens)}: its weights or number format overflow"
         )
-        return Gain(row.request.request_id, error=error)
+        return Gain(row.id, error=error)
 
-    def _release(self, row: Row) -> None:
+    def _release(self, row: Row, *, is_finished: bool) -> None:
         self.rows.remove(row)
         self.target.state.free(row.slot)
-        self.controller.forget(row.request.request_id)
+        self.drafting.forget(row, is_finished=is_finished)
 
     def _timings(self, row: Row) -> Timings:
         now = self.clock()
@@ -334,8 +257,9 @@ class Engine:
             gains=gains,
             rows=len(feeds),
             decoding=sum(f.reaches_end for f in feeds),
+            parked=self.drafting.controller.parked,
             prefill_tokens=prefill,
-            drafted=sum(len(f.draft.tokens) for f in feeds),
+            drafted=sum(f.draft.length for f in feeds),
             accepted=sum(g.accepted for g in gains),
             gained=sum(len(g.tokens) for g in gains),
             draft_s=proposed - began,
@@ -345,17 +269,16 @@ class Engine:
 
     def _learn(self, feeds: Sequence[_Feed], gains: Sequence[Gain | None], report: StepReport) -> None:
         """Refresh the measured times, and what these tokens would have taken without drafts."""
-        size = sum(len(feed.tokens) for feed in feeds)
-        self.totals.generated += report.gained
-        self.totals.drafted += report.drafted
-        self.totals.accepted += report.accepted
+        size = sum(feed.size for feed in feeds)
+        step_s = max(report.total_s - self._draft_s, 0.0)
+        self.totals.add(report)
         if self.on_step_time is not None and self.times.is_measured:
-            self.on_step_time(report.total_s, self.times.usual(size))
+            self.on_step_time(step_s, self.times.usual(size))
         if report.prefill_tokens:
-            drift = report.total_s / self.times.predict(size) if self.times.is_measured else 1.0
+            drift = step_s / self.times.predict(size) if self.times.is_measured else 1.0
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
-        self.times.observe(size, report.total_s)
+        self.times.observe(size, step_s)
         if not self.times.is_measured:
             return
         plain_s = self.times.predict(len(feeds))
@@ -379,11 +302,34 @@ def _without_row(request: Request, reason: str) -> Gain:
     return Gain(request.request_id, finish=reason, usage=usage, timings=Timings())
 
 
-def _split(own: list[int], feeds: Sequence[_Feed]) -> list[list[int]]:
-    parts, at = [], 0
+def _packed(feeds: Sequence[_Feed]) -> mx.array:
+    """All tokens of a step, int32 [tokens]; drafts that are still in the making take their places on the device."""
+    tokens: list[int] = []
+    places: list[int] = []
+    pending: list[mx.array] = []
     for feed in feeds:
-        count = len(feed.draft.tokens) + 1 if feed.reaches_end else 0
-        parts.append(own[at : at + count])
+        tokens += feed.own_tokens
+        if feed.draft.tokens is not None:
+            tokens += feed.draft.tokens
+            continue
+        assert feed.draft.pending is not None
+        pending.append(feed.draft.pending)
+        places += range(len(tokens), len(tokens) + feed.draft.length)
+        tokens += [0] * feed.draft.length
+    packed = mx.array(tokens, dtype=mx.int32)
+    if pending:
+        packed[mx.array(places, dtype=mx.int32)] = mx.concatenate(pending)
+    return packed
+
+
+def _split(feeds: Sequence[_Feed], packed: list[int], own: list[int]) -> list[tuple[list[int], list[int]]]:
+    """For each feed its draft's tokens and the target's own, of those that end with a choice."""
+    parts: list[tuple[list[int], list[int]]] = []
+    end = at = 0
+    for feed in feeds:
+        end += feed.size
+        count = feed.draft.length + 1 if feed.reaches_end else 0
+        parts.append((packed[end - feed.draft.length : end], own[at : at + count]))
         at += count
     return parts
 

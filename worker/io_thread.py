@@ -38,11 +38,13 @@ from common.messages import (
     Usage,
     WorkerHello,
 )
+from common.sampling import check_drafter
 from common.states import ExitCode, WorkerState
 from worker import limits
 from worker.detokenize import Detokenizer, TextStream
-from worker.engine import Engine, Gain, StepReport
+from worker.engine import Engine
 from worker.loop import CancelRequest, NewLimits, Order, Pulse, Stop, Submit
+from worker.report import Gain, StepReport
 from worker.request import Request
 from worker.template import check_length, to_tokens
 
@@ -219,6 +221,7 @@ class IoThread:
         served = self._served
         if served is None or self._state is not WorkerState.READY:
             raise ModelUnavailable(f"{self.name.model} is {self._state}: it takes no request now")
+        check_drafter(generate.speculation, served.facts.drafters)
         prompt = to_tokens(generate.prompt, served.tokenizer, served.facts.vocabulary)
         max_tokens = check_length(len(prompt), generate.max_tokens, served.facts.context_tokens)
         stream = text_stream(served.tokenizer, served.end_tokens, generate.stop)

@@ -114,6 +114,12 @@ def _context_tokens(config: dict[str, Any]) -> int:
     return 4096
 
 
+def vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
+    """Rows of the embedding: ids beyond it cannot be looked up."""
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return int(size) if size else len(tokenizer)
+
+
 def end_tokens(tokenizer: Any, config: dict[str, Any]) -> frozenset[int]:
     """Ids that end an answer, from the tokenizer and the generation configuration."""
     ids = set(getattr(tokenizer, "eos_token_ids", set()) or set())

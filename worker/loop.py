@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from common.errors import MlxspecError
-from worker.engine import Engine, Gain, StepReport
+from worker.engine import Engine
+from worker.report import Gain, StepReport
 from worker.request import Request
 
 IDLE_WAIT_S = 1.0

@@ -1,11 +1,9 @@
 """A request as the batch loop sees it, and the row it becomes."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.sampling import Sampling, Speculation
-from worker.drafters.controller import PROBE_TOKENS
-from worker.drafters.ngram import NgramIndex
 
 _USUAL = Speculation()
 
@@ -48,13 +46,14 @@ class Row:
     accepted: int = 0
     plain_decode_s: float = 0.0
     measured_decode_s: float = 0.0
-    since_draft: int = 0  # tokens made since it last drafted
-    probe_after: int = PROBE_TOKENS
-    index: NgramIndex = field(default_factory=NgramIndex)
 
     @classmethod
     def of(cls, request: Request, slot: int, now_s: float) -> "Row":
         return cls(request=request, slot=slot, tokens=[*request.prompt, *request.resume], admitted_s=now_s)
+
+    @property
+    def id(self) -> str:
+        return self.request.request_id
 
     @property
     def output_tokens(self) -> int:

@@ -28,16 +28,16 @@ class Target:
         install(model)
         self._head = _HeadInput.of(model)
 
-    def forward(self, segments: Sequence[Segment], tokens: Sequence[int], chosen: Sequence[int]) -> mx.array:
+    def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
         """One packed step: writes the tokens' keys and values, returns logits [chosen, vocabulary], not evaluated.
 
-        `tokens` are those of the segments, sorted by slot, one after the other; `chosen` indexes them. What of it is
-        kept is said afterwards with `state.commit`.
+        `tokens` (int32 [tokens]) are those of the segments, sorted by slot, one after the other; `chosen` indexes
+        them. What of it is kept is said afterwards with `state.commit`.
         """
         step = self.state.begin(segments)
-        assert step.tokens == len(tokens)
-        packed = mx.array(list(tokens), dtype=mx.int32)[:, None]
-        self._head.select(None if len(chosen) == len(tokens) else mx.array(list(chosen), dtype=mx.int32))
+        assert step.tokens == len(tokens), (step.tokens, len(tokens))
+        packed = (tokens if isinstance(tokens, mx.array) else mx.array(list(tokens), dtype=mx.int32))[:, None]
+        self._head.select(None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32))
         logits: mx.array = self.model(packed, cache=self.caches)
         if logits.shape[0] != len(chosen):  # the model's inner part could not be reached
             logits = logits[mx.array(list(chosen), dtype=mx.int32)]

@@ -130,7 +130,7 @@ class Supervisor:
         return EXIT_OK
 
     async def _work(self, tasks: asyncio.TaskGroup, control: ControlSocket, line: process.Lifeline) -> None:
-        self._console.say(f"mlxspec starts on {address(self._config.server)}", *configuration.unused_variables())
+        self._console.say(f"mlxspec starts on {address(self._config.server)}")
         launcher = Launcher(self._commands, self._run_dir, line)
         fleet = Fleet(self._config, control, launcher, tasks, show=self._show)
         keeper = RouterKeeper(self._commands, self._run_dir, line, self._config.supervisor)

@@ -102,46 +102,19 @@ def test_auto_draft_off_makes_plain_decoding_the_default() -> None:
     assert configuration.default_speculation(configuration.Config().speculation).is_on
 
 
-def test_variables_without_effect_are_named() -> None:
-    assert configuration.unused_variables({}) == []
-    (line,) = configuration.unused_variables({"DRAFT_MODEL_PATH": "some/draft"})
-    assert "DRAFT_MODEL_PATH" in line and "no effect" in line
+def test_the_seeds_variables_for_drafting_count() -> None:
+    config = configuration.load(
+        env={"DRAFT_MODEL_PATH": "some/draft", "DRAFT_LAYERS_RATIO": "0.75", "AUTO_DRAFT": "no"}
+    )
+    assert config.speculation.draft_model == "some/draft"
+    assert config.speculation.draft_layers_ratio == 0.75
+    assert not config.speculation.auto_draft
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("[server]\nprot = 1\n", "prot"),
-        ("[sever]\nport = 1\n", "sever"),
-        ('[server]\nport = "x"\n', "port"),
-        ("[server]\nport = 70000\n", "server.port"),
-        ('[server]\nhost = "0.0.0.0"\n', "server.host"),
-        ("[engine]\nmax_batch_size = 0\n", "engine.max_batch_size"),
-        ("[engine]\nmax_batch_size = 1.5\n", "max_batch_size"),
-        ('[engine]\nweights = "int3"\n', "int3"),
-        ("[generation]\ntemperature = 9.0\n", "temperature"),
-        ('[speculation]\ndrafter = "magic"\n', "drafter"),
-        ("[supervisor]\nbackoff_first_s = -1.0\n", "supervisor.backoff_first_s"),
-        ("[models.m]\npreload = true\n", "path"),
-        ('[models.m]\npath = "x"\ndrafter = "magic"\n', "magic"),
-        ('[models.m]\npath = "x"\ncolour = 1\n', "colour"),
-        ('[log]\nlevel = "loud"\n', "log.level"),
-        ("server = 1\n", "server"),
-        ("[server\n", "TOML"),
-    ],
-)
-def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, names: str) -> None:
-    with pytest.raises(ConfigError, match=names):
-        configuration.load(write(tmp_path, text), env={})
-
-
-@pytest.mark.parametrize(
-    ("variable", "text"),
-    [("MAX_BATCH_SIZE", "many"), ("MEMORY_LIMIT_GB", "lots"), ("AUTO_DRAFT", "maybe")],
-)
-def test_mistake_in_the_environment_is_named(variable: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=f"{variable}='{text}'"):
-        configuration.load(env={variable: text})
+@pytest.mark.parametrize("ratio", ["1", "1.5"])
+def test_a_drafter_of_all_layers_is_refused(ratio: str) -> None:
+    with pytest.raises(ConfigError, match=r"draft_layers_ratio is 1\.[05]; it must lie in \[0, 1\)"):
+        configuration.load(env={"DRAFT_LAYERS_RATIO": ratio})
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def alone(kind: str, name: str) -> dict[str, list[int]]:
     return outputs
 
 
-def drafter(name: str, expected: dict[str, list[int]], sampling: Sampling) -> Any:
+def drafter(kind: str, name: str, expected: dict[str, list[int]], sampling: Sampling) -> Any:
     by_prompt = {request.prompt: expected[request.request_id] for request in requests(sampling)}
     return {
         "ngram": lambda: None,
@@ -46,18 +46,21 @@ def drafter(name: str, expected: dict[str, list[int]], sampling: Sampling) -> An
         "half": lambda: tiny.Oracle(by_prompt, wrong=0.4),
         "wrong": lambda: tiny.Oracle(by_prompt, wrong=1.0),
         "noise": lambda: tiny.Noise(),
+        "twin": lambda: tiny.model_drafter(tiny.make_model(kind)),
+        "stranger": lambda: tiny.model_drafter(tiny.make_model("llama", seed=9)),
+        "layers": lambda: tiny.layers_drafter((0, 1)),
     }[name]()
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("drafting", ["ngram", "right", "half", "wrong", "noise"])
+@pytest.mark.parametrize("drafting", ["ngram", "right", "half", "wrong", "noise", "twin", "stranger", "layers"])
 def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, sampling: str, drafting: str) -> None:
     expected = alone(kind, sampling)
-    engine = tiny.make_engine(model(kind), drafter(drafting, expected, SAMPLINGS[sampling]))
+    engine = tiny.make_engine(model(kind), drafter(kind, drafting, expected, SAMPLINGS[sampling]))
     assert tiny.finish(engine, requests(SAMPLINGS[sampling]), random.Random(7)) == expected
     assert engine.totals.drafted > 0
-    if drafting == "right":
+    if drafting in ("right", "twin"):
         assert engine.totals.accepted == engine.totals.drafted
     if drafting == "wrong":
         assert engine.totals.accepted == 0
@@ -67,7 +70,7 @@ def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, s
 def test_every_draft_length_gives_the_same_tokens(width: int) -> None:
     expected = alone("llama", "greedy")
     speculation = Speculation(max_draft_tokens=width)
-    engine = tiny.make_engine(model("llama"), drafter("half", expected, Sampling()))
+    engine = tiny.make_engine(model("llama"), drafter("llama", "half", expected, Sampling()))
     batch = [tiny.make_request(i, speculation=speculation) for i in range(8)]
     assert tiny.finish(engine, batch) == expected
 

@@ -9,9 +9,13 @@ from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma3_text, llama, qwen3
 
 from common.sampling import Sampling, Speculation
-from worker.drafters.ngram import Draft, NgramDrafter, NgramIndex
+from worker.drafters.drafter import CopyingDrafter, Drafter, Offer
+from worker.drafters.layers import LayersDrafter
+from worker.drafters.model import ModelDrafter
+from worker.drafters.ngram import NgramDrafter
+from worker.drafting import Drafting
 from worker.engine import Engine, Pace
-from worker.request import Request
+from worker.request import Request, Row
 from worker.scheduler import Limits
 from worker.step_times import GRID, StepTimes
 from worker.target import Target
@@ -89,7 +93,7 @@ _BUILDERS: dict[str, Callable[[], Any]] = {"llama": _llama, "qwen3": _qwen3, "ge
 KINDS = tuple(_BUILDERS)
 
 
-class Oracle:
+class Oracle(CopyingDrafter):
     """Drafts from what plain decoding gave, with a share of its tokens changed: 0 is always right, 1 always wrong."""
 
     name = "oracle"
@@ -99,18 +103,22 @@ class Oracle:
         self.wrong = wrong
         self.random = random.Random(seed)
 
-    def propose(self, tokens: Sequence[int], index: NgramIndex, limit: int) -> Draft:
+    def offer(self, row: Row, limit: int) -> Offer | None:
         for prompt, output in self.outputs.items():
-            made = len(tokens) - len(prompt)
-            if made >= 0 and list(tokens) == [*prompt, *output[:made]]:
-                return Draft(tuple(self._spoil(t) for t in output[made : made + limit]), 5)
-        return Draft((), 0)
+            made = len(row.tokens) - len(prompt)
+            if made >= 0 and row.tokens == [*prompt, *output[:made]]:
+                tokens = tuple(self._spoil(t) for t in output[made : made + limit])
+                return Offer(self.name, len(tokens), 5, tokens)
+        return None
+
+    def forget(self, row: Row, *, is_finished: bool) -> None:
+        """Nothing is kept."""
 
     def _spoil(self, token: int) -> int:
         return (token + 1) % VOCABULARY if self.random.random() < self.wrong else token
 
 
-class Noise:
+class Noise(CopyingDrafter):
     """Drafts random tokens."""
 
     name = "noise"
@@ -118,8 +126,11 @@ class Noise:
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)
 
-    def propose(self, tokens: Sequence[int], index: NgramIndex, limit: int) -> Draft:
-        return Draft(tuple(self.random.randrange(VOCABULARY) for _ in range(limit)), 3)
+    def offer(self, row: Row, limit: int) -> Offer | None:
+        return Offer(self.name, limit, 3, tuple(self.random.randrange(VOCABULARY) for _ in range(limit)))
+
+    def forget(self, row: Row, *, is_finished: bool) -> None:
+        """Nothing is kept."""
 
 
 def flat_times() -> StepTimes:
@@ -127,12 +138,35 @@ def flat_times() -> StepTimes:
     return StepTimes([0.01 + 1e-9 * i for i in range(10)])
 
 
-def make_engine(model: Any, drafter: Any = None, rows: int = 8, chunk_tokens: int | None = None) -> Engine:
-    """An engine around `model`; `chunk_tokens` bounds a prompt's chunks by giving steps that price."""
+def make_engine(
+    model: Any,
+    drafter: Drafter | Callable[[Target], Drafter] | None = None,
+    rows: int = 8,
+    chunk_tokens: int | None = None,
+) -> Engine:
+    """An engine around `model` whose rows all draft with one drafter (n-gram where none is given), made of its target.
+
+    `chunk_tokens` bounds a prompt's chunks by giving steps that price.
+    """
     times = flat_times() if chunk_tokens is None else StepTimes([0.1 * n / chunk_tokens for n in GRID])
     target = Target(model)
     limits = Limits(rows=rows, waiting=1000, kv_bytes=None, kv_bytes_per_token=1)
-    return Engine(target, times, limits, drafter or NgramDrafter(5), Pace())
+    chosen = drafter(target) if callable(drafter) else drafter or NgramDrafter(5)
+    return Engine(target, times, limits, Drafting({chosen.name: chosen}, in_auto=(chosen.name,)), Pace())
+
+
+def model_drafter(draft_model: Any) -> Callable[[Target], Drafter]:
+    """Makes a `model` drafter whose drafting steps cost nothing to speak of."""
+    return lambda target: ModelDrafter(Target(draft_model), cheap_times(), VOCABULARY)
+
+
+def layers_drafter(kept: Sequence[int]) -> Callable[[Target], Drafter]:
+    """Makes a `layers` drafter of these layers."""
+    return lambda target: LayersDrafter(target, cheap_times(), kept)
+
+
+def cheap_times() -> StepTimes:
+    return StepTimes([1e-6 + 1e-9 * i for i in range(10)])
 
 
 def make_request(number: int, seed: int = 0, **changes: Any) -> Request:

@@ -3,19 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from worker.drafters.drafter import CopyingDrafter, Offer
+from worker.request import Row
+
 MIN_MATCH = 1
 _NO_POSITION = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Proposed tokens, and how long a match they come from: the longer, the likelier they are right."""
-
-    tokens: tuple[int, ...]
-    match: int
-
-
-NO_DRAFT = Draft((), 0)
 
 
 @dataclass(slots=True)
@@ -33,25 +25,30 @@ class NgramIndex:
         self.indexed = max(self.indexed, len(tokens))
 
 
-class NgramDrafter:
+class NgramDrafter(CopyingDrafter):
     """Prompt lookup decoding (Saxena, 2023): copies from the row itself, at no cost to the device."""
 
     name = "ngram"
 
     def __init__(self, longest_match: int) -> None:
         self.longest_match = longest_match
+        self.indexes: dict[str, NgramIndex] = {}
 
-    def propose(self, tokens: Sequence[int], index: NgramIndex, limit: int) -> Draft:
-        """At most `limit` tokens that may follow `tokens`."""
+    def offer(self, row: Row, limit: int) -> Offer | None:
+        index = self.indexes.setdefault(row.id, NgramIndex())
+        tokens = row.tokens
         index.extend(tokens, self.longest_match)
         for size in range(min(self.longest_match, len(tokens) - 1), MIN_MATCH - 1, -1):
             end = index.last_end.get(tuple(tokens[-size:]), _NO_POSITION)
             if end != _NO_POSITION:
-                return Draft(_continuation(tokens, end, limit), size)
-        return NO_DRAFT
+                return Offer(self.name, limit, size, continuation(tokens, end, limit))
+        return None
+
+    def forget(self, row: Row, *, is_finished: bool) -> None:
+        self.indexes.pop(row.id, None)
 
 
-def _continuation(tokens: Sequence[int], end: int, limit: int) -> tuple[int, ...]:
+def continuation(tokens: Sequence[int], end: int, limit: int) -> tuple[int, ...]:
     """What follows position `end`; a continuation that reaches the end of the row repeats with its period."""
     period = len(tokens) - end
     return tuple(tokens[end + i % period] for i in range(limit))

@@ -1,57 +1,62 @@
 """The draft-length controller: pure decisions over chances and step times."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.drafters.controller import Candidate, Controller
+from worker.drafters.controller import PROBE_TOKENS, PROBE_TOKENS_MAX, Candidate, Controller, Costs
+
+FREE = Costs(lambda tokens: 1.0)
+DEAR = Costs(lambda tokens: float(tokens))
 
 
-def free(tokens: int) -> float:
-    return 1.0
+def copy(row: str, length: int, match: int, must_probe: bool = False) -> Candidate:
+    return Candidate(row, "ngram", length, match, must_probe)
 
 
-def dear(tokens: int) -> float:
-    return float(tokens)
+def lengths(controller: Controller, candidates: list[Candidate], costs: Costs) -> list[int]:
+    return list(controller.decide(candidates, len(candidates), costs).lengths)
 
 
 def taught(row: str, match: int, drafted: int, accepted: int, times: int = 50) -> Controller:
     controller = Controller()
     for _ in range(times):
-        controller.observe(row, match, drafted, accepted)
+        controller.observe(row, "ngram", match, drafted, accepted)
     return controller
 
 
 def test_drafts_all_where_verification_is_free() -> None:
-    assert Controller().decide([Candidate("a", 5, 3), Candidate("b", 2, 1)], 2, 2, free) == [5, 2]
+    assert lengths(Controller(), [copy("a", 5, 3), copy("b", 2, 1)], FREE) == [5, 2]
 
 
 def test_drafts_nothing_where_a_token_costs_as_much_as_a_step() -> None:
-    assert Controller().decide([Candidate("a", 5, 3), Candidate("b", 2, 1)], 2, 2, dear) == [0, 0]
+    assert lengths(Controller(), [copy("a", 5, 3), copy("b", 2, 1)], DEAR) == [0, 0]
 
 
 def test_a_row_that_fails_is_left_alone_and_one_that_succeeds_is_not() -> None:
     controller = taught("good", 3, 4, 4)
     for _ in range(50):
-        controller.observe("bad", 1, 4, 0)
-    lengths = controller.decide([Candidate("good", 6, 3), Candidate("bad", 6, 1)], 2, 2, lambda n: 1 + 0.1 * n)
-    assert lengths == [6, 0]
+        controller.observe("bad", "ngram", 1, 4, 0)
+    costs = Costs(lambda n: 1 + 0.1 * n)
+    assert lengths(controller, [copy("good", 6, 3), copy("bad", 6, 1)], costs) == [6, 0]
 
 
 def test_a_step_up_in_the_cost_is_taken_whole_or_not_at_all() -> None:
     """Time as a staircase: up to 8 tokens cost one tile, 9 to 16 two; a sure draft of 12 is worth the second tile."""
     sure = taught("a", 5, 8, 8)
-    assert sure.decide([Candidate("a", 12, 5)], 1, 1, lambda n: 1.0 if n <= 8 else 1.2) == [12]
-    assert sure.decide([Candidate("a", 12, 5)], 1, 1, lambda n: 1.0 if n <= 8 else 3.0) == [7]
+    assert lengths(sure, [copy("a", 12, 5)], Costs(lambda n: 1.0 if n <= 8 else 1.2)) == [12]
+    assert lengths(sure, [copy("a", 12, 5)], Costs(lambda n: 1.0 if n <= 8 else 3.0)) == [7]
 
 
 def test_a_probe_drafts_one_token_at_any_price() -> None:
-    assert Controller().decide([Candidate("a", 5, 3, must_probe=True), Candidate("b", 5, 3)], 2, 2, dear) == [1, 0]
-    assert Controller().decide([Candidate("a", 0, 0, must_probe=True)], 1, 1, dear) == [0]
+    assert lengths(Controller(), [copy("a", 5, 3, must_probe=True), copy("b", 5, 3)], DEAR) == [1, 0]
+    assert lengths(Controller(), [copy("a", 0, 0, must_probe=True)], DEAR) == [0]
 
 
 def test_a_row_that_left_is_forgotten() -> None:
     controller = taught("a", 2, 4, 0)
-    assert controller.chance("a", 2, 0) < controller.chance("new", 2, 0) + 1e-9
+    assert controller.chance("a", "ngram", 2, 0) < controller.chance("new", "ngram", 2, 0) + 1e-9
     controller.forget("a")
     assert not controller.rows
 
@@ -62,10 +67,41 @@ def test_a_row_that_left_is_forgotten() -> None:
 )
 def test_never_expects_less_than_plain(proposals: list[tuple[int, int]], increments: list[float]) -> None:
     times = [sum(increments[: n + 1]) for n in range(60)]
-    candidates = [Candidate(str(i), length, match) for i, (length, match) in enumerate(proposals)]
+    candidates = [copy(str(i), length, match) for i, (length, match) in enumerate(proposals)]
+    controller, rows = Controller(), len(proposals)
+    decision = controller.decide(candidates, rows, Costs(lambda n: times[n]))
+    assert all(0 <= n <= c.length for n, c in zip(decision.lengths, candidates, strict=True))
+    expected = rows + sum(
+        controller.expected(c.row, c.drafter, c.match, n) for c, n in zip(candidates, decision.lengths, strict=True)
+    )
+    assert math.isclose(decision.goodput, expected / times[rows + sum(decision.lengths)])
+    assert decision.goodput >= rows / times[rows] - 1e-9
+
+
+def test_a_drafter_that_computes_pays_for_each_position_once_for_all_its_rows() -> None:
+    """A drafting step costs half a step: one row does not gain enough by it, eight do."""
+    controller = Controller(priors={"model": 0.6})
+    costs = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.9})
+    rows = [Candidate(str(i), "model", 4, 0) for i in range(8)]
+    assert lengths(controller, rows[:1], costs) == [0]
+    shared = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.5})
+    assert lengths(controller, rows, shared) == [1] * 8
+    assert controller.decide(rows, 8, shared).draft_s == 0.5
+
+
+def test_a_parked_row_probes_again_after_ever_more_tokens() -> None:
     controller = Controller()
-    lengths = controller.decide(candidates, len(candidates), len(candidates), lambda n: times[n])
-    assert all(0 <= n <= c.length for n, c in zip(lengths, candidates, strict=True))
-    expected = len(candidates) + sum(controller._reach(c, n)[0] for c, n in zip(candidates, lengths, strict=True))
-    rows = len(candidates)
-    assert expected / times[rows + sum(lengths)] >= rows / times[rows] - 1e-9
+    waits = []
+    for _ in range(7):
+        tokens = 0
+        while not controller.must_probe("a"):
+            controller.went_plain("a", 1)
+            tokens += 1
+        waits.append(tokens)
+        assert controller.parked == 1
+        controller.observe("a", "ngram", 1, 1, 0)
+        assert controller.parked == 0
+    assert waits == [min(PROBE_TOKENS * 2**i, PROBE_TOKENS_MAX) for i in range(7)]
+    controller.observe("a", "ngram", 1, 1, 1)
+    assert controller.rows["a"].probe_after == PROBE_TOKENS
+    assert controller.probes == 7

@@ -1,0 +1,117 @@
+"""Which drafters a model gets: the copying ones always, those that compute by configuration and trial."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from common.config import Config, ModelConfig, resolve_model_path
+from common.logs import fields
+from worker import calibration, loader, self_test
+from worker.cache.ragged import UnsupportedCache
+from worker.drafters import trial
+from worker.drafters.drafter import Drafter
+from worker.drafters.layers import LayersDrafter, NoLayers
+from worker.drafters.model import ModelDrafter
+from worker.drafters.ngram import NgramDrafter
+from worker.drafters.trial import Trial
+from worker.loader import BadModel, Loaded
+from worker.step_times import StepTimes
+from worker.target import Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Available:
+    """A model's drafters by name, those of them that `auto` uses, and the agreement that trials found."""
+
+    drafters: dict[str, Drafter] = field(default_factory=dict)
+    in_auto: list[str] = field(default_factory=list)
+    agreement: dict[str, float] = field(default_factory=dict)
+
+    def add(self, drafter: Drafter) -> None:
+        self.drafters[drafter.name] = drafter
+        self.in_auto.append(drafter.name)
+
+    def add_tried(self, drafter: Drafter, found: Trial, times: StepTimes) -> None:
+        """A drafter that computes is used by `auto` only where it promises a gain."""
+        self.drafters[drafter.name] = drafter
+        self.agreement[drafter.name] = found.agreement
+        if trial.is_promising(found.agreement, drafter.step_s, times.predict):
+            self.in_auto.append(drafter.name)
+
+
+def find(path: str, loaded: Loaded, target: Target, times: StepTimes, config: Config, model: ModelConfig) -> Available:
+    """Make the model's drafters; those that compute are tried, once on each device.
+
+    Raises `BadModel` when a draft model that is configured for this model does not fit it.
+    """
+    available = Available()
+    available.add(NgramDrafter(config.speculation.ngram_max_match))
+    text = loaded.tokenizer.encode(trial.TEXT)[: trial.MOST_TOKENS]
+    if draft := _draft_model(loaded, config, model):
+        name = f"{path}|{draft[0]}"
+        drafter = draft[1]
+        found = _remembered(f"model|{name}", loaded, lambda: trial.try_model(target, drafter, text))
+        drafter.times = found.times
+        available.add_tried(drafter, found, times)
+    ratio = model.draft_layers_ratio or config.speculation.draft_layers_ratio
+    if config.speculation.auto_draft and ratio:
+        _add_layers(available, path, loaded, target, times, ratio, text)
+    return available
+
+
+def _add_layers(
+    available: Available,
+    path: str,
+    loaded: Loaded,
+    target: Target,
+    times: StepTimes,
+    ratio: float,
+    text: Sequence[int],
+) -> None:
+    try:
+        found = _remembered(f"layers|{path}|{ratio}", loaded, lambda: trial.try_layers(target, text, ratio))
+    except NoLayers as error:
+        log.info("No drafting with the model's own layers. %s", fields(model=path, reason=str(error)))
+        return
+    available.add_tried(LayersDrafter(target, found.times, found.kept), found, times)
+
+
+def _draft_model(loaded: Loaded, config: Config, model: ModelConfig) -> tuple[str, ModelDrafter] | None:
+    """The configured draft model, loaded and checked; one that is set for all models may not fit some of them."""
+    path = model.draft_model or config.speculation.draft_model
+    if not path:
+        return None
+    try:
+        return path, _load_draft_model(resolve_model_path(path), loaded, model.weights or config.engine.weights)
+    except (BadModel, UnsupportedCache, self_test.WrongLogits) as error:
+        reason = f"draft model {path}: {error}"
+        if model.draft_model:
+            raise BadModel(reason) from error
+        log.warning("The draft model is not used. %s", fields(reason=reason))
+        return None
+
+
+def _load_draft_model(path: str, loaded: Loaded, weights: str) -> ModelDrafter:
+    draft = loader.load(path, weights)
+    own, theirs = loaded.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    if own != theirs:
+        raise BadModel(
+            f"its vocabulary ({len(theirs)} tokens) is not the model's ({len(own)} tokens): a draft model must share it"
+        )
+    reference = self_test.reference_logits(draft.model)
+    target = Target(draft.model)
+    self_test.check(target, reference)
+    return ModelDrafter(target, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
+
+
+def _remembered(what: str, loaded: Loaded, find_out: Callable[[], Trial]) -> Trial:
+    """The trial of an earlier start, or a new one."""
+    file = calibration.file(what, loaded.weights)
+    found = trial.load(file)
+    if found is None:
+        found = find_out()
+        if found.is_steady:
+            trial.save(found, file)
+    return found

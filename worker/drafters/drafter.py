@@ -1,0 +1,88 @@
+"""What every drafter is to the engine: it offers tokens for a row, drafts as many as are wanted, and hears what stood.
+
+Drafters that copy know their tokens when they offer them. Those that compute do so only for the length that the
+controller grants, on the device, and nobody waits: the target's forward takes their tokens as they come.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+from worker.request import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """At most `length` tokens for one row. `tokens` are given by drafters that copy, None is still to be computed.
+
+    `match` says how sure the drafter is, in its own classes: acceptance is tallied by it.
+    """
+
+    drafter: str
+    length: int
+    match: int = 0
+    tokens: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One row's grant: the first `length` tokens of its offer are wanted."""
+
+    row: Row
+    offer: Offer
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens for the target to verify: on the host (`tokens`), or still in the making (`pending`, int32 [length])."""
+
+    drafter: str
+    match: int
+    length: int
+    tokens: tuple[int, ...] | None = ()
+    pending: mx.array | None = None
+
+
+NO_DRAFT = Draft("", 0, 0)
+
+
+class Drafter(Protocol):
+    """One way of guessing what comes next. Belongs to the MLX thread, as the engine does."""
+
+    name: str
+
+    def offer(self, row: Row, limit: int) -> Offer | None:
+        """What could be drafted for a decoding row, `limit` tokens at most; None or length 0: nothing."""
+
+    def step_s(self, rows: int) -> float:
+        """Seconds that one more draft token takes for `rows` rows together; 0 for a drafter that copies."""
+
+    def draft(self, asks: Sequence[Ask]) -> list[Draft]:
+        """The drafts that were granted, one for each of `asks`; all of them belong to this drafter."""
+
+    def settle(self, row: Row, length: int, accepted: int) -> None:
+        """Of the `length` tokens drafted for this row, `accepted` stood; `row.tokens` holds them by now."""
+
+    def forget(self, row: Row, *, is_finished: bool) -> None:
+        """The row is gone; `is_finished`: it ended well, and its output may be learned from."""
+
+
+class CopyingDrafter:
+    """Base of the drafters that copy tokens on the host: drafting costs the device nothing."""
+
+    def step_s(self, rows: int) -> float:
+        return 0.0
+
+    def draft(self, asks: Sequence[Ask]) -> list[Draft]:
+        return [_copied(ask) for ask in asks]
+
+    def settle(self, row: Row, length: int, accepted: int) -> None:
+        """Nothing is kept of a draft."""
+
+
+def _copied(ask: Ask) -> Draft:
+    assert ask.offer.tokens is not None
+    return Draft(ask.offer.drafter, ask.offer.match, ask.length, ask.offer.tokens[: ask.length])

@@ -1,0 +1,114 @@
+"""The `layers` drafter: some of the target's own layers, with their weights and their part of the KV cache.
+
+It takes no memory: what it writes behind a row's tokens is written over by the verification of its draft. Which layers
+it skips is chosen by block influence (ShortGPT, arXiv 2403.03853): those that change their input least.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from worker.cache.layout import Segment
+from worker.drafters.chain import ChainDrafter
+from worker.request import Row
+from worker.step_times import StepTimes
+from worker.target import Target
+
+
+class LayersDrafter(ChainDrafter):
+    """Self-speculative decoding (Zhang et al., arXiv 2309.08168) without training; `kept`: its layers' indexes."""
+
+    name = "layers"
+
+    def __init__(self, target: Target, times: StepTimes, kept: Sequence[int]) -> None:
+        super().__init__(target, times)
+        self.kept = tuple(kept)
+
+    def forward(self, segments: Sequence[Segment], tokens: mx.array, chosen: Sequence[int]) -> mx.array:
+        with only_layers(self.target.model, self.kept):
+            return super().forward(segments, tokens, chosen)
+
+    def cached(self, row: Row) -> int:
+        return row.cached
+
+    def _end(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self.target.state.commit(row.slot, row.cached)
+
+
+class NoLayers(ValueError):
+    """The model's layers cannot be reached, or there are too few to leave some out."""
+
+
+class _Skipped:
+    """Stands for a layer that hands its input on; answers for the layer's attributes, which some models look at."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def __call__(self, hidden: mx.array, *args: Any, **options: Any) -> mx.array:
+        return hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class _Watched(_Skipped):
+    """Runs its layer and tells how much that changed the hidden states."""
+
+    def __init__(self, layer: nn.Module, tell: Callable[[mx.array], None]) -> None:
+        super().__init__(layer)
+        self._tell = tell
+
+    def __call__(self, hidden: mx.array, *args: Any, **options: Any) -> mx.array:
+        after = self._layer(hidden, *args, **options)
+        a, b = hidden.astype(mx.float32), after.astype(mx.float32)
+        norms = mx.linalg.norm(a, axis=-1) * mx.linalg.norm(b, axis=-1)
+        self._tell(1.0 - mx.mean((a * b).sum(axis=-1) / mx.maximum(norms, 1e-6)))
+        return after
+
+
+@contextmanager
+def only_layers(model: nn.Module, kept: Sequence[int]) -> Iterator[None]:
+    """Within it the model runs with these of its layers alone."""
+    chosen = set(kept)
+    with _replaced(model, lambda i, layer: layer if i in chosen else _Skipped(layer)):
+        yield
+
+
+def block_influence(target: Target, tokens: Sequence[int]) -> list[float]:
+    """For each layer 1 − mean cosine of its input and output over a text: what it changes (arXiv 2403.03853)."""
+    told: dict[int, mx.array] = {}
+    with _replaced(target.model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))):
+        logits = target.forward([Segment(0, 0, len(tokens))], list(tokens), [0])
+    mx.eval(logits, list(told.values()))
+    target.clear()
+    return [float(told[i]) for i in sorted(told)]
+
+
+def most_influential(influence: Sequence[float], ratio: float) -> list[int]:
+    """Indexes of the `ratio` of all layers that change most, in their order; one at least, and never all."""
+    count = min(max(round(ratio * len(influence)), 1), len(influence) - 1)
+    return sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:count])
+
+
+@contextmanager
+def _replaced(model: nn.Module, make: Callable[[int, nn.Module], Any]) -> Iterator[None]:
+    owner = _owner_of_layers(model)
+    layers = owner["layers"]
+    owner["layers"] = [make(i, layer) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        owner["layers"] = layers
+
+
+def _owner_of_layers(model: nn.Module) -> nn.Module:
+    """The module whose list `layers` the model runs through. Raises `NoLayers`."""
+    for module in model.modules():
+        if isinstance(module.get("layers"), list) and len(module["layers"]) > 1:
+            return module
+    raise NoLayers("this model's layers are not in a list of their own: it cannot draft with some of them")
