@@ -19,8 +19,14 @@ def name() -> str:
 
 def prepare() -> None:
     """Set what MLX needs before the first array: a CPU without a C++ compiler cannot fuse operations."""
-    if name() == "cpu" and shutil.which("g++") is None:
+    if name() == "cpu" and not can_fuse():
         mx.disable_compile()
+
+
+@cache
+def can_fuse() -> bool:
+    """Whether `mx.compile` can fuse operations: on a CPU it needs a C++ compiler."""
+    return name() != "cpu" or shutil.which("g++") is not None
 
 
 def describe() -> str:

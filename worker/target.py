@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from worker import cpu_ops
 from worker.cache.attention import attention_style, install
 from worker.cache.layout import Segment
 from worker.cache.ragged import RaggedState, make_ragged_caches
@@ -26,6 +27,7 @@ class Target:
         self.state = RaggedState(attention_style())
         self.caches = make_ragged_caches(model, self.state)
         install(model)
+        cpu_ops.install(model)
         self._head = _HeadInput.of(model)
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:

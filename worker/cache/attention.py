@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from worker import cpu_ops
 from worker.cache.layout import AttentionStyle, Group
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
 
@@ -82,31 +83,48 @@ def _attend(
     heads, kv_heads = queries.shape[1], keys.shape[1]
     folded = heads // kv_heads if step.style.folds_heads and sinks is None else 1
     slots = slice(group.first_slot, group.first_slot + group.slots)
-    output = mx.fast.scaled_dot_product_attention(
+    output = _softmax_attention(
         _padded(queries, step, group, folded),
         keys[slots, :, : group.extent],
         values[slots, :, : group.extent],
-        scale=scale,
-        mask=step.mask(group, window, folded),
-        sinks=sinks,
+        scale,
+        step.mask(group, window, folded),
+        sinks,
     )
     return _packed(output, step, group, folded)
+
+
+def _softmax_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array, sinks: mx.array | None
+) -> mx.array:
+    if sinks is None and queries.dtype == values.dtype == mx.float32 and cpu_ops.is_usable():
+        return cpu_ops.attention(queries, keys, values, scale, mask)
+    output: mx.array = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+    return output
 
 
 def _padded(queries: mx.array, step: Step, group: Group, folded: int) -> mx.array:
     """[tokens, heads, 1, dim] of the step → [slots, heads / folded, folded × width, dim] of the group."""
     heads, dim = queries.shape[1], queries.shape[3]
-    if group.is_rectangular:
-        own = queries[group.first_token : group.first_token + group.tokens]
-    else:
+    if not group.is_rectangular:
         own = queries[step.gather_index(group)]
-    by_head = own.reshape(group.slots, group.width, heads // folded, folded, dim).transpose(0, 2, 3, 1, 4)
-    return by_head.reshape(group.slots, heads // folded, folded * group.width, dim)
+    elif len(step.groups) == 1:
+        own = queries
+    else:
+        own = queries[group.first_token : group.first_token + group.tokens]
+    if group.width > 1:
+        own = own.reshape(group.slots, group.width, heads // folded, folded, dim).transpose(0, 2, 3, 1, 4)
+    elif folded == 1:
+        return own
+    return own.reshape(group.slots, heads // folded, folded * group.width, dim)
 
 
 def _packed(output: mx.array, step: Step, group: Group, folded: int) -> mx.array:
     """[slots, heads / folded, folded × width, dim] of the group → [its tokens, heads, 1, dim]."""
     heads, dim = output.shape[1] * folded, output.shape[3]
-    by_token = output.reshape(group.slots, heads // folded, folded, group.width, dim).transpose(0, 3, 1, 2, 4)
-    tokens = by_token.reshape(group.slots * group.width, heads, 1, dim)
-    return tokens if group.is_rectangular else tokens[step.scatter_index(group)]
+    if group.width > 1:
+        split = output.reshape(group.slots, heads // folded, folded, group.width, dim)
+        output = split.transpose(0, 3, 1, 2, 4).reshape(group.slots * group.width, heads, 1, dim)
+    elif folded > 1:
+        output = output.reshape(group.slots, heads, 1, dim)
+    return output if group.is_rectangular else output[step.scatter_index(group)]

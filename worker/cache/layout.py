@@ -7,6 +7,7 @@ linear layers of the model see no padding. Only attention looks at rows, in grou
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 CAPACITY_STEP = 256  # slots grow by multiples of this many tokens
 
@@ -47,11 +48,11 @@ class Group:
     first_token: int
     extent_step: int
 
-    @property
+    @cached_property
     def first_slot(self) -> int:
         return self.segments[0].slot
 
-    @property
+    @cached_property
     def slots(self) -> int:
         return self.segments[-1].slot + 1 - self.first_slot
 
@@ -66,10 +67,6 @@ class Group:
     @cached_property
     def tokens(self) -> int:
         return sum(segment.width for segment in self.segments)
-
-    @property
-    def scores(self) -> int:
-        return self.slots * self.width * self.extent
 
     @cached_property
     def is_rectangular(self) -> bool:
@@ -100,10 +97,6 @@ class Group:
             starts[segment.slot - self.first_slot] = segment.start
         return starts
 
-    def merged(self, other: "Group") -> "Group":
-        """This group and its right neighbour as one."""
-        return Group(self.segments + other.segments, self.first_token, self.extent_step)
-
 
 def round_up(value: int, step: int) -> int:
     """The smallest multiple of `step` that is at least `value`."""
@@ -112,19 +105,57 @@ def round_up(value: int, step: int) -> int:
 
 def group_segments(segments: Sequence[Segment], style: AttentionStyle) -> list[Group]:
     """Groups of least cost for segments sorted by slot: neighbours merge while padding costs less than a group."""
+    spans = [_Span.of(i, segment, style.extent_step) for i, segment in enumerate(segments)]
+    whole = _Span.merged_all(spans)
+    if whole.scores - sum(span.scores for span in spans) > style.group_overhead:
+        _merge_neighbours(spans, style.group_overhead)
+    else:
+        spans = [whole]
     groups: list[Group] = []
     first_token = 0
-    for segment in segments:
-        groups.append(Group((segment,), first_token, style.extent_step))
-        first_token += segment.width
-    while len(groups) > 1:
-        padding, at = min(_padding_of_merge(groups, i) for i in range(len(groups) - 1))
-        if padding > style.group_overhead:
-            break
-        groups[at : at + 2] = [groups[at].merged(groups[at + 1])]
+    for span in spans:
+        own = tuple(segments[span.first : span.last + 1])
+        groups.append(Group(own, first_token, style.extent_step))
+        first_token += groups[-1].tokens
     return groups
 
 
-def _padding_of_merge(groups: Sequence[Group], i: int) -> tuple[int, int]:
-    left, right = groups[i], groups[i + 1]
-    return left.merged(right).scores - left.scores - right.scores, i
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Neighbouring segments as a group in the making, in figures alone."""
+
+    first: int  # indexes of its segments
+    last: int
+    first_slot: int
+    last_slot: int
+    width: int
+    extent: int
+
+    @classmethod
+    def of(cls, i: int, segment: Segment, extent_step: int) -> "_Span":
+        return cls(i, i, segment.slot, segment.slot, segment.width, round_up(segment.end, extent_step))
+
+    @classmethod
+    def merged_all(cls, spans: Sequence["_Span"]) -> "_Span":
+        width, extent = max(s.width for s in spans), max(s.extent for s in spans)
+        return cls(spans[0].first, spans[-1].last, spans[0].first_slot, spans[-1].last_slot, width, extent)
+
+    @property
+    def scores(self) -> int:
+        return (self.last_slot + 1 - self.first_slot) * self.width * self.extent
+
+
+def _merge_neighbours(spans: list[_Span], overhead: int) -> None:
+    """Merge the pair that needs least padding, again and again, in place."""
+    paddings = [_padding(left, right) for left, right in pairwise(spans)]
+    while paddings and (least := min(paddings)) <= overhead:
+        at = paddings.index(least)
+        spans[at : at + 2] = [_Span.merged_all(spans[at : at + 2])]
+        del paddings[at]
+        for i in (at - 1, at):
+            if 0 <= i < len(paddings):
+                paddings[i] = _padding(spans[i], spans[i + 1])
+
+
+def _padding(left: _Span, right: _Span) -> int:
+    return _Span.merged_all((left, right)).scores - left.scores - right.scores

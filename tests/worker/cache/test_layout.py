@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cache.layout import AttentionStyle, Segment, group_segments, round_up
+from worker.cache.layout import AttentionStyle, Group, Segment, group_segments, round_up
 
 STYLE = AttentionStyle(extent_step=32, group_overhead=800, folds_heads=True)
 
@@ -61,3 +61,16 @@ def test_a_slot_without_tokens_sees_nothing() -> None:
 
 def test_round_up() -> None:
     assert [round_up(n, 32) for n in (0, 1, 32, 33)] == [0, 32, 32, 64]
+
+
+def cost(groups: list[Group], style: AttentionStyle) -> int:
+    return sum(g.slots * g.width * g.extent + style.group_overhead for g in groups)
+
+
+@given(segments(), st.sampled_from([800, 5000, 100_000]))
+def test_grouping_costs_no_more_than_all_apart_or_all_together(parts: list[Segment], overhead: int) -> None:
+    style = AttentionStyle(32, overhead, True)
+    chosen = cost(group_segments(parts, style), style)
+    assert chosen <= cost(group_segments(parts, AttentionStyle(32, -(10**9), True)), style)
+    if overhead == 100_000:
+        assert chosen <= cost(group_segments(parts, AttentionStyle(32, 10**9, True)), style) * 1.5
