@@ -7,7 +7,7 @@ token and the draft that follows it. One forward of the target serves them all, 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from worker.acceptance import accept
 from worker.cache.layout import Segment
 from worker.drafters.controller import PROBE_TOKENS, PROBE_TOKENS_MAX, Candidate, Controller
 from worker.drafters.ngram import NO_DRAFT, Draft, NgramDrafter
+from worker.logprobs import Logprob, measure
 from worker.request import Request, Row
 from worker.sampler import Draw, choose
 from worker.scheduler import Limits
@@ -49,7 +50,7 @@ class Pace:
 class Gain:
     """What one request got out of a step; the first `accepted` of its tokens were drafted.
 
-    `error` or `finish` is set in its last one.
+    `error` or `finish` is set in its last one. `logprobs` has one for each token if the request asks for them.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class Gain:
     error: MlxspecError | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,14 @@ class _Feed:
     def tokens(self) -> list[int]:
         start = self.row.cached
         return [*self.row.tokens[start : start + self.width], *self.draft.tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """The target's own tokens after a row's pending token and each of its draft tokens; none in mid-prompt."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[Logprob | None]
 
 
 @dataclass(slots=True)
@@ -176,7 +186,7 @@ class Engine:
         proposed = self.clock()
         own = self._verify(feeds)
         verified = self.clock()
-        gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, own, strict=True)]
+        gains = [self._accept(feed, chosen) for feed, chosen in zip(feeds, own, strict=True)]
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
         self._learn(feeds, gains, report)
         return report
@@ -234,8 +244,8 @@ class Engine:
         most = self.times.largest_within(allowed_s, decode_tokens, decode_tokens + LARGEST_CHUNK)
         return max(most - decode_tokens, SMALLEST_CHUNK)
 
-    def _verify(self, feeds: Sequence[_Feed]) -> list[list[int]]:
-        """The target's own tokens after each row's pending token and each of its draft tokens; [] in mid-prompt."""
+    def _verify(self, feeds: Sequence[_Feed]) -> list[_Own]:
+        """One forward for all rows, and the tokens that the target itself chose."""
         tokens: list[int] = []
         chosen: list[int] = []
         draws: list[Draw] = []
@@ -244,31 +254,32 @@ class Engine:
             if feed.reaches_end:
                 asked = len(feed.draft.tokens) + 1
                 chosen += range(len(tokens) - asked, len(tokens))
-                position = len(feed.row.tokens)
-                draws += [Draw(feed.row.request.sampling, position + i) for i in range(asked)]
+                draws += feed.row.draws(feed.draft.tokens)
         segments = [Segment(f.row.slot, f.row.cached, len(f.tokens)) for f in feeds]
         logits = self.target.forward(segments, tokens, chosen or [0])
         own = choose(logits, draws) if draws else logits
-        mx.eval(own, self.target.cached_arrays())
-        return _split(cast(list[int], own.tolist()) if draws else [], feeds)
+        measured = measure(logits, own, [draw.logprobs for draw in draws])
+        mx.eval(own, measured.arrays, self.target.cached_arrays())
+        return _split(cast(list[int], own.tolist()) if draws else [], measured.read(), feeds)
 
-    def _accept(self, feed: _Feed, own: list[int]) -> Gain | None:
+    def _accept(self, feed: _Feed, own: _Own) -> Gain | None:
         """Commit what stands of a row's step and say what it gained."""
         row = feed.row
-        if not own:
+        if not own.tokens:
             row.cached += feed.width
             self.target.state.commit(row.slot, row.cached)
             return None
-        if -1 in own:
+        if -1 in own.tokens:
             return self._fail(row)
-        verdict = accept(feed.draft.tokens, own, row.tokens_left, row.request.end_tokens)
+        verdict = accept(feed.draft.tokens, own.tokens, row.tokens_left, row.request.end_tokens)
         if row.first_token_s is None:
             row.first_token_s = self.clock()
         row.cached = len(row.tokens) + verdict.accepted  # the pending token and the draft tokens that stood
         row.tokens += verdict.tokens
         self.target.state.commit(row.slot, row.cached)
         self._count(row, feed.draft, verdict.accepted, len(verdict.tokens))
-        gain = Gain(row.request.request_id, verdict.tokens, len(feed.draft.tokens), verdict.accepted)
+        logprobs = tuple(logprob for logprob in own.logprobs[: len(verdict.tokens)] if logprob is not None)
+        gain = Gain(row.request.request_id, verdict.tokens, len(feed.draft.tokens), verdict.accepted, logprobs=logprobs)
         return gain if verdict.finish is None else self._end(row, gain, verdict.finish)
 
     def _count(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
@@ -285,16 +296,7 @@ class Engine:
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
         self._release(row)
         self.totals.finished += 1
-        return Gain(
-            gain.request_id,
-            gain.tokens,
-            gain.drafted,
-            gain.accepted,
-            reason,
-            None,
-            _usage(row),
-            self._timings(row),
-        )
+        return replace(gain, finish=reason, usage=_usage(row), timings=self._timings(row))
 
     def _fail(self, row: Row) -> Gain:
         """A row whose logits are not finite fails alone; its slot is cleaned for the next one."""
@@ -379,11 +381,11 @@ def _without_row(request: Request, reason: str) -> Gain:
     return Gain(request.request_id, finish=reason, usage=usage, timings=Timings())
 
 
-def _split(own: list[int], feeds: Sequence[_Feed]) -> list[list[int]]:
+def _split(tokens: list[int], logprobs: list[Logprob | None], feeds: Sequence[_Feed]) -> list[_Own]:
     parts, at = [], 0
     for feed in feeds:
         count = len(feed.draft.tokens) + 1 if feed.reaches_end else 0
-        parts.append(own[at : at + count])
+        parts.append(_Own(tokens[at : at + count], logprobs[at : at + count]))
         at += count
     return parts
 
