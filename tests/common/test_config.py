@@ -96,6 +96,13 @@ def test_environment_variables_of_the_seed_work(
     assert getattr(getattr(config, section), key) == value
 
 
+def test_penalties_of_the_configuration_are_the_defaults(tmp_path: Path) -> None:
+    text = "[generation]\nrepetition_penalty = 1.25\npresence_penalty = -0.5\nfrequency_penalty = 0.75\n"
+    generation = configuration.load(write(tmp_path, text), env={}).generation
+    sampling = configuration.default_sampling(generation)
+    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.25, -0.5, 0.75)
+
+
 def test_auto_draft_off_makes_plain_decoding_the_default() -> None:
     config = configuration.load(env={"AUTO_DRAFT": "off"})
     assert not configuration.default_speculation(config.speculation).is_on
@@ -120,6 +127,8 @@ def test_variables_without_effect_are_named() -> None:
         ("[engine]\nmax_batch_size = 1.5\n", "max_batch_size"),
         ('[engine]\nweights = "int3"\n', "int3"),
         ("[generation]\ntemperature = 9.0\n", "temperature"),
+        ("[generation]\npresence_penalty = -2.5\n", "presence_penalty"),
+        ("[generation]\nrepetition_penalty = 0.0\n", "repetition_penalty"),
         ('[speculation]\ndrafter = "magic"\n', "drafter"),
         ("[supervisor]\nbackoff_first_s = -1.0\n", "supervisor.backoff_first_s"),
         ("[models.m]\npreload = true\n", "path"),
