@@ -47,6 +47,9 @@ class GenerationConfig(Section, frozen=True, kw_only=True):
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     max_tokens: int = 1024
 
 
@@ -300,6 +303,7 @@ def _checked(config: Config) -> Config:
     return config
 
 
+_MAY_BE_NEGATIVE = {"presence_penalty", "frequency_penalty"}  # their range is checked with the rest of sampling
 _MAY_BE_ZERO = {
     "top_k",
     "min_p",
@@ -317,7 +321,7 @@ def _check_positive(config: Config) -> None:
         raise ConfigError(f"server.port is {config.server.port}; it must lie in [1, 65535]")
     for section in ("server", "generation", "speculation", "engine", "supervisor"):
         for key, value in msgspec.structs.asdict(getattr(config, section)).items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and key not in _MAY_BE_NEGATIVE
             if is_number and (value < 0 or (value == 0 and key not in _MAY_BE_ZERO)):
                 raise ConfigError(f"{section}.{key} is {value}; it must be positive")
 
@@ -329,6 +333,9 @@ def default_sampling(generation: GenerationConfig) -> Sampling:
         top_p=generation.top_p,
         top_k=generation.top_k,
         min_p=generation.min_p,
+        repetition_penalty=generation.repetition_penalty,
+        presence_penalty=generation.presence_penalty,
+        frequency_penalty=generation.frequency_penalty,
     )
 
 

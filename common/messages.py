@@ -50,15 +50,33 @@ class TokenPrompt(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
-class Delta(msgspec.Struct, frozen=True, kw_only=True):
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A token with its log-probability. `raw` are its bytes where they are no whole characters, as `text` has to be."""
+
+    token_id: int
+    text: str
+    logprob: float
+    raw: tuple[int, ...] = ()
+
+
+class ChosenLogprob(TokenLogprob, frozen=True, kw_only=True, omit_defaults=True):
+    """A token of an answer, how many characters came before it, and the likeliest tokens at its place, best first."""
+
+    text_offset: int
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request gained in one step.
 
-    `text` may lag behind `token_ids`: a character, or a stop string, may be in the making.
+    `text` may lag behind `token_ids`: a character, or a stop string, may be in the making. `logprobs` has one for each
+    of `token_ids` if the request asked for them.
     """
 
     request_id: str
     token_ids: tuple[int, ...]
     text: str = ""
+    logprobs: tuple[ChosenLogprob, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +169,10 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """One completion to make. `resume` holds the token ids that were already sent before a crash."""
+    """One completion to make. `resume` holds the token ids that were already sent before a crash.
+
+    `logprobs` is the number of alternatives to tell with each token's log-probability; None: tell none.
+    """
 
     request_id: str
     prompt: Prompt
@@ -161,6 +182,7 @@ class Generate(Message, frozen=True, kw_only=True):
     speculation: Speculation = Speculation()
     ignore_eos: bool = False
     resume: tuple[int, ...] = ()
+    logprobs: int | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -11,21 +11,42 @@ MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_DRAFT_TOKENS = 32
+MAX_LOGIT_BIASES = 1024
+MAX_TOP_LOGPROBS = 20
 DRAFTERS = ("auto", "combo", "ngram", "model", "layers", "none")  # `auto` and `combo` choose among a model's own
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of one request's sampling. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off."""
+    """Parameters of one request's sampling. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+
+    `logit_bias` has pairs of a token id and what is added to its logit. `repetition_penalty` (1 is off) divides the
+    positive logits of tokens that occur in prompt or output, and multiplies the negative ones; `presence_penalty` and
+    `frequency_penalty` (0 is off) are taken from the logits of output tokens, once or once for each occurrence.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a token's chance depends on how often it occurred."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether logits are changed before the temperature divides them."""
+        return bool(self.logit_bias) or self.counts_tokens
 
 
 class Speculation(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +67,24 @@ def check_sampling(sampling: Sampling) -> None:
     _check_range("top_k", sampling.top_k, 0, 1_000_000)
     _check_range("min_p", sampling.min_p, 0.0, 1.0)
     _check_range("seed", sampling.seed, 0, MAX_SEED)
+    _check_range("repetition_penalty", sampling.repetition_penalty, 0.01, 10.0)
+    _check_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
+    _check_range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)
+    _check_logit_bias(sampling.logit_bias)
+
+
+def check_vocabulary(sampling: Sampling, vocabulary: int) -> None:
+    """Raise `InvalidValue` for a biased token that a model of so many tokens does not have."""
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < vocabulary:
+            raise InvalidValue(
+                f"logit_bias names token {token}; this model's ids lie in [0, {vocabulary - 1}]", param="logit_bias"
+            )
+
+
+def check_logprobs(name: str, count: int) -> None:
+    """Raise `InvalidValue` unless so many alternatives can be told for each token."""
+    _check_range(name, count, 0, MAX_TOP_LOGPROBS)
 
 
 def check_speculation(speculation: Speculation) -> None:
@@ -78,6 +117,18 @@ def check_stop(stop: tuple[str, ...]) -> None:
         if not 0 < len(text) <= MAX_STOP_CHARS:
             raise InvalidValue(
                 f"a stop string has {len(text)} characters; 1 to {MAX_STOP_CHARS} are allowed", param="stop"
+            )
+
+
+def _check_logit_bias(biases: tuple[tuple[int, float], ...]) -> None:
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise InvalidValue(
+            f"logit_bias has {len(biases)} tokens; at most {MAX_LOGIT_BIASES} are allowed", param="logit_bias"
+        )
+    for token, bias in biases:
+        if not (math.isfinite(bias) and -100.0 <= bias <= 100.0):
+            raise InvalidValue(
+                f"logit_bias of token {token} is {bias}; it must lie in [-100.0, 100.0]", param="logit_bias"
             )
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from common.errors import MlxspecError
-from common.messages import Delta, Generate
+from common.messages import ChosenLogprob, Delta, Generate
 from router.streams import Ended, Streams
 
 
@@ -65,23 +65,27 @@ class ErrorAnswer(Answer, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Completion:
-    """A finished request with its text (None when that was streamed)."""
+    """A finished request with its text (None when that was streamed), and log-probabilities if it asked for them."""
 
     generate: Generate
     ended: Ended
     text: str | None
+    logprobs: Sequence[ChosenLogprob] | None = None
 
 
 async def collect(streams: Streams, generates: Sequence[Generate]) -> list[Completion | MlxspecError]:
     """Read all streams to their ends; one outcome for each request, in order."""
     texts: list[list[str]] = [[] for _ in generates]
+    logprobs: list[list[ChosenLogprob]] = [[] for _ in generates]
     outcomes: dict[int, Completion | MlxspecError] = {}
     async for index, event in streams:
         match event:
             case Delta():
                 texts[index].append(event.text)
+                logprobs[index] += event.logprobs
             case Ended():
-                outcomes[index] = Completion(generates[index], event, "".join(texts[index]))
+                asked = None if generates[index].logprobs is None else logprobs[index]
+                outcomes[index] = Completion(generates[index], event, "".join(texts[index]), asked)
             case MlxspecError():
                 outcomes[index] = event
     return [outcomes[index] for index in range(len(generates))]

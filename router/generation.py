@@ -1,5 +1,6 @@
 """From what a body asks for to `Generate` messages: defaults, ranges, seeds."""
 
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from common.sampling import (
     MAX_SEED,
     Sampling,
     Speculation,
+    check_logprobs,
     check_sampling,
     check_speculation,
     check_stop,
@@ -20,6 +22,17 @@ from common.sampling import (
 from router.schemas import HARMLESS, GenerationFields, SpeculativeOptions
 
 MAX_MAX_TOKENS = 2**31 - 1
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def build(
@@ -31,6 +44,7 @@ def build(
     config: Config,
     choices: int = 1,
     max_tokens: int | None = None,
+    logprobs: int | None = None,
 ) -> tuple[Generate, ...]:
     """One message for each choice of each prompt, choices of a prompt together. Raises `InvalidValue`.
 
@@ -40,6 +54,8 @@ def build(
     speculation = _speculation(fields.speculative, model, config)
     stop = _stop(fields.stop)
     limit = _max_tokens(fields.max_tokens if max_tokens is None else max_tokens, config)
+    if logprobs is not None:
+        check_logprobs("logprobs", logprobs)
     messages = []
     for number, prompt in enumerate(prompts):
         seed = sampling.seed if fields.seed is not None else secrets.randbits(63)
@@ -53,6 +69,7 @@ def build(
                     stop=stop,
                     speculation=speculation,
                     ignore_eos=bool(fields.ignore_eos),
+                    logprobs=logprobs,
                 )
             )
     return tuple(messages)
@@ -99,11 +116,18 @@ def _is_harmless(value: Any, harmless: tuple[Any, ...]) -> bool:
 
 def _sampling(fields: GenerationFields, config: Config) -> Sampling:
     defaults = default_sampling(config.generation)
-    names = ("temperature", "top_p", "top_k", "min_p", "seed")
-    given = {name: value for name in names if (value := getattr(fields, name)) is not None}
-    sampling = msgspec.structs.replace(defaults, **given)
+    given = {name: value for name in SAMPLING_FIELDS if (value := getattr(fields, name)) is not None}
+    sampling = msgspec.structs.replace(defaults, logit_bias=_logit_bias(fields.logit_bias), **given)
     check_sampling(sampling)
     return sampling
+
+
+def _logit_bias(biases: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+    for key in biases or {}:
+        if not _TOKEN_ID.fullmatch(key):
+            shown = key if len(key) <= 20 else f"{key[:20]}…"
+            raise InvalidValue(f"logit_bias has the key {shown!r}; its keys are token ids", param="logit_bias")
+    return tuple((int(key), bias) for key, bias in (biases or {}).items())
 
 
 def _speculation(asked: bool | SpeculativeOptions | None, model: str, config: Config) -> Speculation:

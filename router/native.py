@@ -24,6 +24,7 @@ from router.answers import (
 )
 from router.app_keys import BACKEND, CONFIG, REQUEST_ID
 from router.body import read_body
+from router.logprobs import NativeLogprob, native_logprobs
 from router.schemas import BatchGenerateBody, GenerateBody
 from router.streams import Ended, Event
 
@@ -42,9 +43,10 @@ class Performance(Answer, frozen=True, kw_only=True):
 
 
 class GenerateAnswer(Answer, frozen=True, kw_only=True):
-    """Answer of /generate, and the last event of its stream (without text)."""
+    """Answer of /generate, and the last event of its stream (without text and `logprobs`, which came before)."""
 
     text: str | UnsetType = UNSET
+    logprobs: list[NativeLogprob] | UnsetType = UNSET
     model: str
     finish_reason: str
     usage: UsageAnswer
@@ -54,6 +56,7 @@ class GenerateAnswer(Answer, frozen=True, kw_only=True):
 
 class TextPiece(Answer, frozen=True, kw_only=True):
     text: str
+    logprobs: list[NativeLogprob] | UnsetType = UNSET
 
 
 class BatchPerformance(Answer, frozen=True, kw_only=True):
@@ -76,7 +79,12 @@ async def generate(request: web.Request) -> web.StreamResponse:
     backend = request.app[BACKEND]
     model = (await backend.resolve(body.model)).name
     generates = generation.build(
-        body, [prompt], model=model, request_id=request[REQUEST_ID], config=request.app[CONFIG]
+        body,
+        [prompt],
+        model=model,
+        request_id=request[REQUEST_ID],
+        config=request.app[CONFIG],
+        logprobs=body.logprobs,
     )
     with backend.start(model, generates) as streams:
         if body.stream:
@@ -94,7 +102,9 @@ async def batch_generate(request: web.Request) -> web.Response:
     generation.check_group(len(body.prompts), config)
     prompts = [_prompt(f"prompts[{number}]", text, is_raw=bool(body.raw)) for number, text in enumerate(body.prompts)]
     model = (await backend.resolve(body.model)).name
-    generates = generation.build(body, prompts, model=model, request_id=request[REQUEST_ID], config=config)
+    generates = generation.build(
+        body, prompts, model=model, request_id=request[REQUEST_ID], config=config, logprobs=body.logprobs
+    )
     with backend.start(model, generates) as streams:
         outcomes = await collect(streams, generates)
     return json_response(_batch_answer(model, outcomes))
@@ -116,8 +126,8 @@ class _Teller:
         self._generates = generates
 
     def tell(self, index: int, event: Event) -> Iterable[msgspec.Struct]:
-        if isinstance(event, Delta) and event.text:
-            yield TextPiece(text=event.text)
+        if isinstance(event, Delta) and (event.text or event.logprobs):
+            yield TextPiece(text=event.text, logprobs=native_logprobs(event.logprobs) if event.logprobs else UNSET)
         elif isinstance(event, Ended):
             yield _answer(self._model, Completion(self._generates[index], event, None))
 
@@ -129,6 +139,7 @@ def _answer(model: str, completion: Completion) -> GenerateAnswer:
     ended = completion.ended
     return GenerateAnswer(
         text=UNSET if completion.text is None else completion.text,
+        logprobs=UNSET if completion.logprobs is None else native_logprobs(completion.logprobs),
         model=model,
         finish_reason=ended.reason,
         usage=usage_of([ended]),

@@ -61,7 +61,7 @@ class Dialect(Protocol):
 
     def first_piece(self, index: int) -> Answer | None: ...
 
-    def piece(self, index: int, text: str) -> Answer: ...
+    def piece(self, index: int, delta: Delta) -> Answer: ...
 
     def last_piece(self, index: int, reason: str) -> Answer: ...
 
@@ -120,8 +120,8 @@ class _Narrator:
                 piece = self._dialect.first_piece(index)
                 if piece is not None:
                     yield self._chunk(piece)
-            case Delta(text=text) if text:
-                yield self._chunk(self._dialect.piece(index, text))
+            case Delta() if event.text or event.logprobs:
+                yield self._chunk(self._dialect.piece(index, event))
             case Ended(reason=reason):
                 self._ends[index] = event
                 yield self._chunk(self._dialect.last_piece(index, reason))

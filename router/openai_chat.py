@@ -3,11 +3,13 @@
 from aiohttp import web
 
 from common.errors import InvalidRequest, InvalidValue
-from common.messages import ChatMessage, ChatPrompt
+from common.messages import ChatMessage, ChatPrompt, Delta
+from common.sampling import check_logprobs
 from router import generation, openai
 from router.answers import Answer, Completion
 from router.app_keys import BACKEND, CONFIG, REQUEST_ID
 from router.body import read_body
+from router.logprobs import ChatLogprobs, chat_logprobs
 from router.schemas import ChatBody, ChatTurn
 
 MAX_MESSAGES = 4096
@@ -24,7 +26,7 @@ class ChatChoice(Answer, frozen=True, kw_only=True):
     index: int
     message: AnswerMessage
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatPiece(Answer, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,7 +38,7 @@ class ChunkChoice(Answer, frozen=True, kw_only=True):
     index: int
     delta: ChatPiece
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatDialect:
@@ -48,13 +50,15 @@ class ChatDialect:
 
     def whole_choice(self, index: int, completion: Completion) -> Answer:
         message = AnswerMessage(content=completion.text or "")
-        return ChatChoice(index=index, message=message, finish_reason=completion.ended.reason)
+        found = None if completion.logprobs is None else chat_logprobs(completion.logprobs)
+        return ChatChoice(index=index, message=message, finish_reason=completion.ended.reason, logprobs=found)
 
     def first_piece(self, index: int) -> Answer | None:
         return ChunkChoice(index=index, delta=ChatPiece(role="assistant", content=""))
 
-    def piece(self, index: int, text: str) -> Answer:
-        return ChunkChoice(index=index, delta=ChatPiece(content=text))
+    def piece(self, index: int, delta: Delta) -> Answer:
+        found = chat_logprobs(delta.logprobs) if delta.logprobs else None
+        return ChunkChoice(index=index, delta=ChatPiece(content=delta.text), logprobs=found)
 
     def last_piece(self, index: int, reason: str) -> Answer:
         return ChunkChoice(index=index, delta=ChatPiece(), finish_reason=reason)
@@ -77,6 +81,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         config=config,
         choices=choices,
         max_tokens=_max_tokens(body),
+        logprobs=_logprobs(body),
     )
     return await openai.answer(
         request,
@@ -98,6 +103,18 @@ def _max_tokens(body: ChatBody) -> int | None:
             param="max_completion_tokens",
         )
     return old if new is None else new
+
+
+def _logprobs(body: ChatBody) -> int | None:
+    """The number of alternatives to tell, None without `logprobs`."""
+    if body.logprobs:
+        check_logprobs("top_logprobs", body.top_logprobs or 0)
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest(
+            f"top_logprobs is {body.top_logprobs} without logprobs; set logprobs to true", param="top_logprobs"
+        )
+    return None
 
 
 def _message(number: int, turn: ChatTurn) -> ChatMessage:

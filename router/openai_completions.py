@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from common.errors import InvalidRequest, InvalidValue
-from common.messages import Prompt, TextPrompt, TokenPrompt
+from common.messages import Delta, Prompt, TextPrompt, TokenPrompt
 from router import generation, openai
 from router.answers import Answer, Completion
 from router.app_keys import BACKEND, CONFIG, REQUEST_ID
 from router.body import read_body
+from router.logprobs import TextLogprobs, text_logprobs
 from router.schemas import CompletionBody
 
 MAX_PROMPT_TOKENS = 1_000_000
@@ -22,7 +23,7 @@ class TextChoice(Answer, frozen=True, kw_only=True):
     index: int
     text: str
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
 
 
 class TextDialect:
@@ -33,13 +34,16 @@ class TextDialect:
     chunk_object = "text_completion"
 
     def whole_choice(self, index: int, completion: Completion) -> Answer:
-        return TextChoice(index=index, text=completion.text or "", finish_reason=completion.ended.reason)
+        found = None if completion.logprobs is None else text_logprobs(completion.logprobs)
+        reason = completion.ended.reason
+        return TextChoice(index=index, text=completion.text or "", finish_reason=reason, logprobs=found)
 
     def first_piece(self, index: int) -> Answer | None:
         return None
 
-    def piece(self, index: int, text: str) -> Answer:
-        return TextChoice(index=index, text=text)
+    def piece(self, index: int, delta: Delta) -> Answer:
+        found = text_logprobs(delta.logprobs) if delta.logprobs else None
+        return TextChoice(index=index, text=delta.text, logprobs=found)
 
     def last_piece(self, index: int, reason: str) -> Answer:
         return TextChoice(index=index, text="", finish_reason=reason)
@@ -54,7 +58,13 @@ async def create(request: web.Request) -> web.StreamResponse:
     generation.check_group(len(prompts) * choices, config)
     model = (await request.app[BACKEND].resolve(body.model)).name
     generates = generation.build(
-        body, prompts, model=model, request_id=request[REQUEST_ID], config=config, choices=choices
+        body,
+        prompts,
+        model=model,
+        request_id=request[REQUEST_ID],
+        config=config,
+        choices=choices,
+        logprobs=body.logprobs,
     )
     return await openai.answer(
         request,

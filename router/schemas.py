@@ -29,16 +29,24 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     speculative: bool | SpeculativeOptions | None = None
     ignore_eos: bool | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None  # by token id
 
 
 # --- our own routes: an unknown field is an error ------------------------------------------------------
 
 
 class GenerateBody(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /generate. With `raw` the prompt is continued as it is, else it is one user message."""
+    """POST /generate. With `raw` the prompt is continued as it is, else it is one user message.
+
+    With `logprobs` each token's log-probability is told, and those of so many alternatives.
+    """
 
     prompt: str
     raw: bool | None = None
+    logprobs: int | None = None
 
 
 class BatchGenerateBody(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +54,7 @@ class BatchGenerateBody(GenerationFields, frozen=True, kw_only=True, forbid_unkn
 
     prompts: list[str]
     raw: bool | None = None
+    logprobs: int | None = None
 
 
 class LoadModelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,11 +78,6 @@ class OpenAIFields(GenerationFields, frozen=True, kw_only=True):
 
     n: int | None = None
     stream_options: StreamOptions | None = None
-    logprobs: Unsupported = None
-    logit_bias: Unsupported = None
-    presence_penalty: Unsupported = None
-    frequency_penalty: Unsupported = None
-    repetition_penalty: Unsupported = None
     response_format: Unsupported = None
     best_of: Unsupported = None
     min_tokens: Unsupported = None
@@ -99,7 +103,8 @@ class ChatBody(OpenAIFields, frozen=True, kw_only=True):
 
     messages: list[ChatTurn]
     max_completion_tokens: int | None = None
-    top_logprobs: Unsupported = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
     functions: Unsupported = None
@@ -109,25 +114,20 @@ class ChatBody(OpenAIFields, frozen=True, kw_only=True):
 
 
 class CompletionBody(OpenAIFields, frozen=True, kw_only=True):
-    """POST /v1/completions."""
+    """POST /v1/completions. `logprobs` is a number of alternatives here."""
 
     prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
     echo: Unsupported = None
     suffix: Unsupported = None
 
 
 # Values that change nothing, by field.
 HARMLESS: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
     "response_format": ({"type": "text"},),
     "best_of": (1,),
     "min_tokens": (0,),
     "stop_token_ids": ([],),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),

@@ -19,6 +19,7 @@ from common.messages import (
     Accepted,
     AskHello,
     Cancel,
+    ChosenLogprob,
     Delta,
     Deltas,
     EnsureModel,
@@ -31,6 +32,7 @@ from common.messages import (
     ModelTable,
     Reply,
     Timings,
+    TokenLogprob,
     Unload,
     Usage,
     Watch,
@@ -63,6 +65,24 @@ async def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) ->
 def piece(position: int) -> str:
     """The text that every fake worker writes at a position: lost and doubled tokens show."""
     return f"{position} "
+
+
+def logprob(position: int, alternatives: int) -> ChosenLogprob:
+    """What every fake worker tells of its token at a position; the last alternative is half a character."""
+    token_id = FIRST_TOKEN_ID + position
+    best = [
+        TokenLogprob(token_id=token_id + 1000 * i, text=piece(position) + "?" * i, logprob=-0.5 - i)
+        for i in range(alternatives)
+    ]
+    if alternatives > 1:
+        best[-1] = TokenLogprob(token_id=9, text="\ufffd", raw=(0xC3,), logprob=-9.0)
+    return ChosenLogprob(
+        token_id=token_id,
+        text=piece(position),
+        logprob=-0.5,
+        text_offset=len(whole_text(position)),
+        top=tuple(best),
+    )
 
 
 def whole_text(tokens: int) -> str:
@@ -179,7 +199,13 @@ class FakeWorker:
 
     async def send_token(self, generate: Generate, position: int) -> None:
         self._steps += 1
-        delta = Delta(request_id=generate.request_id, token_ids=(FIRST_TOKEN_ID + position,), text=piece(position))
+        asked = generate.logprobs
+        delta = Delta(
+            request_id=generate.request_id,
+            token_ids=(FIRST_TOKEN_ID + position,),
+            text=piece(position),
+            logprobs=() if asked is None else (logprob(position, asked),),
+        )
         await self.send(Deltas(step=self._steps, items=(delta,)))
 
     async def _work(self, generate: Generate) -> None:

@@ -39,7 +39,7 @@ def install(model: nn.Module) -> None:
             module.swiglu = _gating(original)  # type: ignore[attr-defined]
     for part in model.modules():
         if type(part) in (nn.RoPE, Llama3RoPE):
-            part.__class__ = _with_tables(type(part))
+            part.__class__ = _TABLED.setdefault(type(part), _with_tables(type(part)))
 
 
 # --- exp ----------------------------------------------------------------------------------------------
@@ -153,8 +153,7 @@ def _table(rope: Any, positions: mx.array) -> tuple[mx.array, mx.array]:
     return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
 
 
-@cache
-def _with_tables(kind: Any) -> Any:
+def _with_tables(kind: type[nn.Module]) -> type[nn.Module]:
     tables = RopeTables()
 
     def rotate(self: Any, x: mx.array, offset: Any = 0) -> mx.array:
@@ -172,3 +171,6 @@ def _with_tables(kind: Any) -> Any:
 
 def _rotated(x: mx.array, swapped: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     return x * cos + swapped * sin
+
+
+_TABLED: dict[type[nn.Module], type[nn.Module]] = {}  # one subclass a kind, so that its tables are shared

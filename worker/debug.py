@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--min-p", type=float, metavar="P")
+    parser.add_argument("--repetition-penalty", type=float, metavar="P", help="against tokens of prompt and answer")
+    parser.add_argument("--presence-penalty", type=float, metavar="P", help="against tokens of the answer")
+    parser.add_argument("--frequency-penalty", type=float, metavar="P", help="the same for each time they occur")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="same seed, same text (default 0)")
     parser.add_argument("--no-speculation", action="store_true", help="decode plainly")
     parser.add_argument("--max-draft-tokens", type=int, metavar="K", help="draft at most K tokens a step")
@@ -252,7 +255,9 @@ class Shell:
 
 
 def _sampling(options: argparse.Namespace, settings: Config) -> Sampling:
-    given = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
+    names = ("temperature", "top_p", "top_k", "min_p", "seed")
+    penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    given = {name: getattr(options, name) for name in (*names, *penalties)}
     defaults = configuration.default_sampling(settings.generation)
     sampling: Sampling = msgspec.structs.replace(defaults, **{k: v for k, v in given.items() if v is not None})
     check_sampling(sampling)

@@ -49,6 +49,7 @@ class TextStream:
     held: str = ""  # might be the beginning of a stop string
     is_stopped: bool = False
     tokens: int = 0
+    characters: int = 0  # of all tokens so far, sent or not
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that may be sent after these tokens. Once `is_stopped`, further tokens are ignored."""
@@ -58,7 +59,9 @@ class TextStream:
                 break
             self.tokens += 1
             if token not in self.end_tokens:
-                sent += self._cut(self.detokenizer.push(token))
+                text = self.detokenizer.push(token)
+                self.characters += len(text)
+                sent += self._cut(text)
         return sent
 
     def finish(self) -> str:

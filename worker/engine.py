@@ -8,23 +8,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
-
-import mlx.core as mx
 
 from common.errors import ContextLengthExceeded, InternalError, Overloaded
 from common.messages import Timings, Usage
 from worker import scheduler
 from worker.acceptance import accept
-from worker.cache.layout import Segment
 from worker.drafters.drafter import NO_DRAFT, Draft
 from worker.drafting import Drafting
 from worker.report import Gain, StepReport, Totals
 from worker.request import Request, Row
-from worker.sampler import Draw, choose
 from worker.scheduler import Limits
 from worker.step_times import StepTimes
 from worker.target import Target
+from worker.verification import Feed, Verified, verify
 
 LARGEST_CHUNK = 2048  # tokens of prompts in one step at most
 SMALLEST_CHUNK = 16
@@ -43,28 +39,6 @@ class Pace:
         if not decoding:
             return self.chunk_alone_s
         return min(self.chunk_s * max(FIRST_TOKEN_WEIGHT * prefilling / decoding, 1.0), self.chunk_alone_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Feed:
-    """One row's part of a step: `width` of its own tokens, and a draft if that reaches its end."""
-
-    row: Row
-    width: int
-    draft: Draft = NO_DRAFT
-
-    @property
-    def reaches_end(self) -> bool:
-        return self.width == self.row.uncached
-
-    @property
-    def size(self) -> int:
-        return self.width + self.draft.length
-
-    @property
-    def own_tokens(self) -> list[int]:
-        """Of the row itself, without the draft."""
-        return self.row.tokens[self.row.cached : self.row.cached + self.width]
 
 
 @dataclass(slots=True)
@@ -130,9 +104,9 @@ class Engine:
             return StepReport(self.totals.steps, ended)
         feeds = self._propose()
         proposed = self.clock()
-        verified_tokens = self._verify(feeds)
+        outcome = verify(self.target, feeds)
         verified = self.clock()
-        gains = [self._accept(feed, *tokens) for feed, tokens in zip(feeds, verified_tokens, strict=True)]
+        gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, outcome, strict=True)]
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
         self._learn(feeds, gains, report)
         return report
@@ -146,7 +120,7 @@ class Engine:
         self.rows.sort(key=lambda row: row.slot)
         self.target.state.longest_tokens = max((row.request.total_tokens for row in self.rows), default=0)
 
-    def _propose(self) -> list[_Feed]:
+    def _propose(self) -> list[Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""
         decoding = [row for row in self.rows if row.is_decoding]
         proposed, self._draft_s = self.drafting.drafts(decoding, self.times.predict)
@@ -156,7 +130,7 @@ class Engine:
         chunk_s = self.pace.chunk_time(len(decoding), len(prefilling))
         chunks = scheduler.share_prefill(prefilling, self._chunk_tokens(decode_tokens, chunk_s)) if prefilling else {}
         return [
-            _Feed(row, chunks.get(row.slot, 1), drafts.get(row.slot, NO_DRAFT))
+            Feed(row, chunks.get(row.slot, 1), drafts.get(row.slot, NO_DRAFT))
             for row in self.rows
             if row.is_decoding or row.slot in chunks
         ]
@@ -168,42 +142,24 @@ class Engine:
         most = self.times.largest_within(allowed_s, decode_tokens, decode_tokens + LARGEST_CHUNK)
         return max(most - decode_tokens, SMALLEST_CHUNK)
 
-    def _verify(self, feeds: Sequence[_Feed]) -> list[tuple[list[int], list[int]]]:
-        """Each row's draft, and the target's own tokens after its pending and each draft token; none in mid-prompt."""
-        packed = _packed(feeds)
-        chosen: list[int] = []
-        draws: list[Draw] = []
-        end = 0
-        for feed in feeds:
-            end += feed.size
-            if feed.reaches_end:
-                asked = feed.draft.length + 1
-                chosen += range(end - asked, end)
-                position = len(feed.row.tokens)
-                draws += [Draw(feed.row.request.sampling, position + i) for i in range(asked)]
-        segments = [Segment(f.row.slot, f.row.cached, f.size) for f in feeds]
-        logits = self.target.forward(segments, packed, chosen or [0])
-        own = choose(logits, draws) if draws else logits
-        mx.eval(own, packed, self.target.cached_arrays())
-        return _split(feeds, cast(list[int], packed.tolist()), cast(list[int], own.tolist()) if draws else [])
-
-    def _accept(self, feed: _Feed, draft: list[int], own: list[int]) -> Gain | None:
+    def _accept(self, feed: Feed, verified: Verified) -> Gain | None:
         """Commit what stands of a row's step and say what it gained."""
         row = feed.row
-        if not own:
+        if not verified.own:
             row.cached += feed.width
             self.target.state.commit(row.slot, row.cached)
             return None
-        if -1 in own:
+        if -1 in verified.own:
             return self._fail(row)
-        verdict = accept(draft, own, row.tokens_left, row.request.end_tokens)
+        verdict = accept(verified.draft, verified.own, row.tokens_left, row.request.end_tokens)
         if row.first_token_s is None:
             row.first_token_s = self.clock()
         row.cached = len(row.tokens) + verdict.accepted  # the pending token and the draft tokens that stood
         row.tokens += verdict.tokens
         self.target.state.commit(row.slot, row.cached)
         self._count(row, feed.draft, verdict.accepted, len(verdict.tokens))
-        gain = Gain(row.id, verdict.tokens, feed.draft.length, verdict.accepted, feed.draft.drafter)
+        logprobs = tuple(one for one in verified.logprobs[: len(verdict.tokens)] if one is not None)
+        gain = Gain(row.id, verdict.tokens, feed.draft.length, verdict.accepted, feed.draft.drafter, logprobs=logprobs)
         return gain if verdict.finish is None else self._end(row, gain, verdict.finish)
 
     def _count(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
@@ -248,7 +204,7 @@ class Engine:
     # --- figures ------------------------------------------------------------------------------------------
 
     def _report(
-        self, feeds: Sequence[_Feed], gains: tuple[Gain, ...], began: float, proposed: float, verified: float
+        self, feeds: Sequence[Feed], gains: tuple[Gain, ...], began: float, proposed: float, verified: float
     ) -> StepReport:
         self.totals.steps += 1
         prefill = sum(f.width for f in feeds if f.width > 1 or not f.reaches_end)
@@ -267,7 +223,7 @@ class Engine:
             total_s=self.clock() - began,
         )
 
-    def _learn(self, feeds: Sequence[_Feed], gains: Sequence[Gain | None], report: StepReport) -> None:
+    def _learn(self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport) -> None:
         """Refresh the measured times, and what these tokens would have taken without drafts."""
         size = sum(feed.size for feed in feeds)
         step_s = max(report.total_s - self._draft_s, 0.0)
@@ -300,38 +256,6 @@ def _already_over(request: Request) -> str | None:
 def _without_row(request: Request, reason: str) -> Gain:
     usage = Usage(prompt_tokens=len(request.prompt), completion_tokens=len(request.resume))
     return Gain(request.request_id, finish=reason, usage=usage, timings=Timings())
-
-
-def _packed(feeds: Sequence[_Feed]) -> mx.array:
-    """All tokens of a step, int32 [tokens]; drafts that are still in the making take their places on the device."""
-    tokens: list[int] = []
-    places: list[int] = []
-    pending: list[mx.array] = []
-    for feed in feeds:
-        tokens += feed.own_tokens
-        if feed.draft.tokens is not None:
-            tokens += feed.draft.tokens
-            continue
-        assert feed.draft.pending is not None
-        pending.append(feed.draft.pending)
-        places += range(len(tokens), len(tokens) + feed.draft.length)
-        tokens += [0] * feed.draft.length
-    packed = mx.array(tokens, dtype=mx.int32)
-    if pending:
-        packed[mx.array(places, dtype=mx.int32)] = mx.concatenate(pending)
-    return packed
-
-
-def _split(feeds: Sequence[_Feed], packed: list[int], own: list[int]) -> list[tuple[list[int], list[int]]]:
-    """For each feed its draft's tokens and the target's own, of those that end with a choice."""
-    parts: list[tuple[list[int], list[int]]] = []
-    end = at = 0
-    for feed in feeds:
-        end += feed.size
-        count = feed.draft.length + 1 if feed.reaches_end else 0
-        parts.append((packed[end - feed.draft.length : end], own[at : at + count]))
-        at += count
-    return parts
 
 
 def _usage(row: Row) -> Usage:

@@ -21,6 +21,7 @@ from common.messages import (
     Accepted,
     AskHello,
     Cancel,
+    ChosenLogprob,
     Delta,
     Deltas,
     Drain,
@@ -38,7 +39,7 @@ from common.messages import (
     Usage,
     WorkerHello,
 )
-from common.sampling import check_drafter
+from common.sampling import check_drafter, check_vocabulary
 from common.states import ExitCode, WorkerState
 from worker import limits
 from worker.detokenize import Detokenizer, TextStream
@@ -47,6 +48,7 @@ from worker.loop import CancelRequest, NewLimits, Order, Pulse, Stop, Submit
 from worker.report import Gain, StepReport
 from worker.request import Request
 from worker.template import check_length, to_tokens
+from worker.token_text import TokenTexts
 
 LOAD_REPORT_S = 1.0
 
@@ -71,6 +73,7 @@ class Served:
     tokenizer: Any
     facts: ModelFacts
     end_tokens: frozenset[int]
+    texts: TokenTexts
 
 
 class IoThread:
@@ -222,6 +225,7 @@ class IoThread:
         if served is None or self._state is not WorkerState.READY:
             raise ModelUnavailable(f"{self.name.model} is {self._state}: it takes no request now")
         check_drafter(generate.speculation, served.facts.drafters)
+        check_vocabulary(generate.sampling, served.facts.vocabulary)
         prompt = to_tokens(generate.prompt, served.tokenizer, served.facts.vocabulary)
         max_tokens = check_length(len(prompt), generate.max_tokens, served.facts.context_tokens)
         stream = text_stream(served.tokenizer, served.end_tokens, generate.stop)
@@ -236,6 +240,7 @@ class IoThread:
             speculation=generate.speculation,
             resume=generate.resume,
             arrived_s=served.engine.clock(),
+            logprobs=generate.logprobs,
         )
 
     def _drop(self, request_id: str) -> None:
@@ -268,13 +273,27 @@ class IoThread:
         if stream.is_stopped:
             return None
         before = stream.tokens
-        text = stream.push(gain.tokens)
+        text, logprobs = self._push(stream, gain)
         if gain.finish:
             text += stream.finish()
         elif stream.is_stopped:
             self.orders.put(CancelRequest(gain.request_id))
         tokens = gain.tokens[: stream.tokens - before]
-        return Delta(request_id=gain.request_id, token_ids=tokens, text=text) if tokens or text else None
+        if not tokens and not text:
+            return None
+        return Delta(request_id=gain.request_id, token_ids=tokens, text=text, logprobs=logprobs)
+
+    def _push(self, stream: TextStream, gain: Gain) -> tuple[str, tuple[ChosenLogprob, ...]]:
+        """The text that may be sent, and the log-probabilities of the tokens up to a stop string."""
+        if not gain.logprobs:
+            return stream.push(gain.tokens), ()
+        assert self._served is not None
+        sent, chosen = "", []
+        for token, logprob in zip(gain.tokens, gain.logprobs, strict=True):
+            if not stream.is_stopped:
+                chosen.append(self._served.texts.chosen(token, logprob, stream.characters))
+                sent += stream.push([token])
+        return sent, tuple(chosen)
 
     def _end(self, stream: TextStream, gain: Gain) -> Message | None:
         if gain.error is not None:

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 from common.errors import MlxspecError
 from common.messages import Timings, Usage
+from worker.logprobs import Logprob
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
     """What one request got out of a step; the first `accepted` of its tokens were drafted, by `drafter`.
 
-    `error` or `finish` is set in its last one.
+    `error` or `finish` is set in its last one. `logprobs` has one for each token if the request asks for them.
     """
 
     request_id: str
@@ -22,6 +23,7 @@ class Gain:
     error: MlxspecError | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,21 @@
 """A request as the batch loop sees it, and the row it becomes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from common.sampling import Sampling, Speculation
+from worker.sampler import Draw
+from worker.tally import Tally
 
 _USUAL = Speculation()
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to make. `resume` holds output tokens that were made before, by a worker that died."""
+    """One completion to make. `resume` holds output tokens that were made before, by a worker that died.
+
+    `logprobs` is the number of alternatives to tell with each token's log-probability; None: tell none.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
@@ -20,6 +25,7 @@ class Request:
     speculation: Speculation = _USUAL
     resume: tuple[int, ...] = ()
     arrived_s: float = 0.0
+    logprobs: int | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -46,10 +52,27 @@ class Row:
     accepted: int = 0
     plain_decode_s: float = 0.0
     measured_decode_s: float = 0.0
+    tally: Tally | None = None  # of biases and penalties, if the request has any
 
     @classmethod
     def of(cls, request: Request, slot: int, now_s: float) -> "Row":
-        return cls(request=request, slot=slot, tokens=[*request.prompt, *request.resume], admitted_s=now_s)
+        return cls(
+            request=request,
+            slot=slot,
+            tokens=[*request.prompt, *request.resume],
+            admitted_s=now_s,
+            tally=Tally.of(request.sampling, len(request.prompt)),
+        )
+
+    def draws(self, draft: Sequence[int]) -> list[Draw]:
+        """The choices after the pending token and after each token of a draft."""
+        request, position, tally = self.request, len(self.tokens), self.tally
+        if tally is not None:
+            tally.extend(self.tokens)
+        return [
+            Draw(request.sampling, position + i, tally, tuple(draft[:i]) if tally else (), request.logprobs)
+            for i in range(len(draft) + 1)
+        ]
 
     @property
     def id(self) -> str:

@@ -3,6 +3,8 @@
 Coupled sampling (drafter-invariant speculative sampling, arXiv 2408.07978): the noise of a draw depends on the
 request's seed and the token's position alone, so the outcome is the same whatever drafter, draft length or batch led
 there, and a replay repeats it.
+
+The order of processing: logit bias, penalties, temperature, top-k, top-p and min-p, noise.
 """
 
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from common.sampling import Sampling
+from worker.tally import Tally, adjusted
 
 _BISECTIONS = 26  # narrows a threshold to float32's resolution of a probability
 _MASK_64 = 2**64 - 1
@@ -18,25 +21,35 @@ _MASK_64 = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One token to choose: with which parameters, and at which absolute position of its row."""
+    """One token to choose: with which parameters, and at which absolute position of its row.
+
+    `tally` has the biases and penalties of the row's own tokens, if it uses any; `draft` are the draft tokens between
+    those and this position. `logprobs` is the number of alternatives whose log-probabilities are asked for, or None.
+    """
 
     sampling: Sampling
     position: int
+    tally: Tally | None = None
+    draft: tuple[int, ...] = ()
+    logprobs: int | None = None
 
 
 def choose(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
     """Token ids int32 [draws] for logits [draws, vocabulary], not evaluated; -1 where the logits are not finite."""
-    sampled = [i for i, draw in enumerate(draws) if not draw.sampling.is_greedy]
-    if not sampled:
-        tokens = mx.argmax(logits, axis=-1)
-    elif len(sampled) == len(draws):
-        tokens = _sample(logits, draws)
-    else:
-        rows = mx.array(sampled, dtype=mx.int32)
-        tokens = mx.argmax(logits, axis=-1)
-        tokens[rows] = _sample(logits[rows], [draws[i] for i in sampled])
+    tokens = _chosen(adjusted(logits, [(draw.tally, draw.draft) for draw in draws]), draws)
     is_finite = mx.isfinite(logits.astype(mx.float32).sum(axis=-1))
     return mx.where(is_finite, tokens.astype(mx.int32), -1)
+
+
+def _chosen(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
+    sampled = [i for i, draw in enumerate(draws) if not draw.sampling.is_greedy]
+    if len(sampled) == len(draws):
+        return _sample(logits, draws)
+    tokens = mx.argmax(logits, axis=-1)
+    if sampled:
+        rows = mx.array(sampled, dtype=mx.int32)
+        tokens[rows] = _sample(logits[rows], [draws[i] for i in sampled])
+    return tokens
 
 
 def _sample(logits: mx.array, draws: Sequence[Draw]) -> mx.array:

@@ -13,6 +13,7 @@ from worker.assemble import assemble
 from worker.child import Child
 from worker.io_thread import IoThread, Name, Served
 from worker.loop import Loop, Pulse
+from worker.token_text import TokenTexts
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ def run(child: Child, config: Config) -> None:
     model = config.models.get(child.name) or ModelConfig(path=child.model)
     ready = assemble(child.model, config, model)
     log.info("Ready. %s", fields(model=child.name, backend=backend.describe(), weights=ready.facts.weights_dtype))
-    io.ready(Served(ready.engine, ready.tokenizer, ready.facts, ready.end_tokens))
+    texts = TokenTexts(ready.tokenizer)
+    io.ready(Served(ready.engine, ready.tokenizer, ready.facts, ready.end_tokens, texts))
     Loop(ready.engine, io.orders, io.publish, pulse).run()
     log.info("Stopping. %s", fields(model=child.name, steps=ready.engine.totals.steps))
     ready.engine.target.clear()

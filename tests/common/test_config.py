@@ -96,6 +96,13 @@ def test_environment_variables_of_the_seed_work(
     assert getattr(getattr(config, section), key) == value
 
 
+def test_penalties_of_the_configuration_are_the_defaults(tmp_path: Path) -> None:
+    text = "[generation]\nrepetition_penalty = 1.25\npresence_penalty = -0.5\nfrequency_penalty = 0.75\n"
+    generation = configuration.load(write(tmp_path, text), env={}).generation
+    sampling = configuration.default_sampling(generation)
+    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.25, -0.5, 0.75)
+
+
 def test_auto_draft_off_makes_plain_decoding_the_default() -> None:
     config = configuration.load(env={"AUTO_DRAFT": "off"})
     assert not configuration.default_speculation(config.speculation).is_on
@@ -115,6 +122,44 @@ def test_the_seeds_variables_for_drafting_count() -> None:
 def test_a_drafter_of_all_layers_is_refused(ratio: str) -> None:
     with pytest.raises(ConfigError, match=r"draft_layers_ratio is 1\.[05]; it must lie in \[0, 1\)"):
         configuration.load(env={"DRAFT_LAYERS_RATIO": ratio})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[server]\nprot = 1\n", "prot"),
+        ("[sever]\nport = 1\n", "sever"),
+        ('[server]\nport = "x"\n', "port"),
+        ("[server]\nport = 70000\n", "server.port"),
+        ('[server]\nhost = "0.0.0.0"\n', "server.host"),
+        ("[engine]\nmax_batch_size = 0\n", "engine.max_batch_size"),
+        ("[engine]\nmax_batch_size = 1.5\n", "max_batch_size"),
+        ('[engine]\nweights = "int3"\n', "int3"),
+        ("[generation]\ntemperature = 9.0\n", "temperature"),
+        ("[generation]\npresence_penalty = -2.5\n", "presence_penalty"),
+        ("[generation]\nrepetition_penalty = 0.0\n", "repetition_penalty"),
+        ('[speculation]\ndrafter = "magic"\n', "drafter"),
+        ("[supervisor]\nbackoff_first_s = -1.0\n", "supervisor.backoff_first_s"),
+        ("[models.m]\npreload = true\n", "path"),
+        ('[models.m]\npath = "x"\ndrafter = "magic"\n', "magic"),
+        ('[models.m]\npath = "x"\ncolour = 1\n', "colour"),
+        ('[log]\nlevel = "loud"\n', "log.level"),
+        ("server = 1\n", "server"),
+        ("[server\n", "TOML"),
+    ],
+)
+def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        configuration.load(write(tmp_path, text), env={})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("MAX_BATCH_SIZE", "many"), ("MEMORY_LIMIT_GB", "lots"), ("AUTO_DRAFT", "maybe")],
+)
+def test_mistake_in_the_environment_is_named(variable: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable}='{text}'"):
+        configuration.load(env={variable: text})
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The official `openai` client works unchanged, and the token counts are those of the model's own tokenizer."""
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,61 @@ def test_stop_string_ends_the_answer_and_is_left_out(client: OpenAI, server: Ser
     )
     assert answer.choices[0].finish_reason == "stop"
     assert (answer.choices[0].message.content or "").rstrip() == "The capital of France is"
+
+
+def test_logprobs_of_a_chat_are_told_for_each_token(client: OpenAI, server: Serve) -> None:
+    """Greedy: the chosen token is the likeliest. Streamed or not, drafted or not, they are the same."""
+    asked: dict[str, Any] = {"model": server.model, "messages": CAPITAL, "temperature": 0, "max_tokens": PLENTY}
+    asked |= {"logprobs": True, "top_logprobs": 3}
+    answer = client.chat.completions.create(**asked)
+    assert answer.choices[0].logprobs is not None and answer.usage is not None
+    tokens = answer.choices[0].logprobs.content or []
+    assert len(tokens) == answer.usage.completion_tokens
+    assert b"".join(bytes(token.bytes or []) for token in tokens[:-1]).decode() == answer.choices[0].message.content
+    for token in tokens:
+        values = [top.logprob for top in token.top_logprobs]
+        assert (token.top_logprobs[0].token, values[0]) == (token.token, pytest.approx(token.logprob))
+        assert len(values) == 3 and values == sorted(values, reverse=True)
+        assert sum(map(math.exp, values)) <= 1.0 + 1e-4
+    with client.chat.completions.create(**asked, stream=True, extra_body={"speculative": False}) as stream:
+        choices = [choice for chunk in stream for choice in chunk.choices]
+    streamed = [token for choice in choices if choice.logprobs for token in choice.logprobs.content or []]
+    assert [token.token for token in streamed] == [token.token for token in tokens]
+    assert [token.logprob for token in streamed] == pytest.approx([token.logprob for token in tokens], abs=1e-3)
+
+
+def test_logprobs_of_a_completion_are_four_lists(client: OpenAI, server: Serve) -> None:
+    answer = client.completions.create(
+        model=server.model, prompt="The capital of France is", temperature=0, max_tokens=8, logprobs=2
+    )
+    (choice,) = answer.choices
+    told = choice.logprobs
+    assert told is not None and told.tokens and told.token_logprobs and told.top_logprobs and told.text_offset
+    assert "".join(told.tokens) == choice.text
+    assert [choice.text[at:].startswith(t) for t, at in zip(told.tokens, told.text_offset, strict=True)] == [True] * 8
+    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert len(top) == 2 and top[token] == logprob == max(top.values()) <= 0
+
+
+def test_a_bias_forbids_a_token_and_another_forces_one(client: OpenAI, server: Serve, tokenizer: Any) -> None:
+    asked: dict[str, Any] = {"model": server.model, "messages": CAPITAL, "temperature": 0, "max_tokens": PLENTY}
+    (paris,) = tokenizer.encode(" Paris")
+    forbidden = client.chat.completions.create(**asked, logit_bias={str(paris): -100})
+    assert " Paris" not in (forbidden.choices[0].message.content or "")
+    forced = client.chat.completions.create(**(asked | {"max_tokens": 5}), logit_bias={str(paris): 100})
+    assert forced.choices[0].message.content == " Paris" * 5
+    with pytest.raises(openai.UnprocessableEntityError, match=f"token {10**9}; this model's ids lie in"):
+        client.chat.completions.create(**asked, logit_bias={str(10**9): 1})
+
+
+def test_penalties_change_the_answer(client: OpenAI, server: Serve) -> None:
+    asked: dict[str, Any] = {"model": server.model, "messages": STORY, "temperature": 0, "max_tokens": 30}
+    usual = client.chat.completions.create(**asked).choices[0].message.content
+    both = client.chat.completions.create(**asked, frequency_penalty=2.0, presence_penalty=2.0)
+    assert both.choices[0].message.content != usual
+    harsh = client.chat.completions.create(**asked, extra_body={"repetition_penalty": 10.0})
+    words = (harsh.choices[0].message.content or "").lower().split()
+    assert len(set(words)) > 0.9 * len(words)
 
 
 def test_models_are_listed_and_shown(client: OpenAI, server: Serve) -> None:

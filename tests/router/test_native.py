@@ -68,6 +68,10 @@ async def test_sampling_and_speculation_reach_the_worker(cluster: Cluster, worke
         "min_p": 0.1,
         "seed": 5,
         "stop": ["a", "b"],
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "logit_bias": {"0": 1, "48": -2.5},
         "speculative": {"drafter": "ngram", "max_draft_tokens": 4},
     }
     async with cluster.http.post("/generate", json=body) as response:
@@ -76,6 +80,8 @@ async def test_sampling_and_speculation_reach_the_worker(cluster: Cluster, worke
     sampling = generate.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 20)
     assert (sampling.min_p, sampling.seed) == (0.1, 5)
+    assert (sampling.repetition_penalty, sampling.presence_penalty) == (1.5, -0.5)
+    assert (sampling.frequency_penalty, sampling.logit_bias) == (0.25, ((0, 1.0), (48, -2.5)))
     assert generate.stop == ("a", "b")
     assert (generate.speculation.drafter, generate.speculation.max_draft_tokens) == ("ngram", 4)
 

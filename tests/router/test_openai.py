@@ -8,26 +8,11 @@ import pytest
 
 from common.messages import ChatPrompt, Generate, TextPrompt, TokenPrompt
 from tests.fakes import PROMPT_TOKENS, Cluster, FakeWorker, failed, wait_until, whole_text
+from tests.router.client import post, stream
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
-
-
-async def post(cluster: Cluster, path: str, **body: Any) -> dict[str, Any]:
-    async with cluster.http.post(path, json=body) as response:
-        answer: dict[str, Any] = await response.json()
-        assert response.status == 200, answer
-        return answer
-
-
-async def stream(cluster: Cluster, path: str, **body: Any) -> list[dict[str, Any]]:
-    """The chunks of a stream that ends with [DONE]."""
-    async with cluster.http.post(path, json={"stream": True, **body}) as response:
-        assert response.status == 200
-        lines = [line[6:] for line in (await response.text()).split("\n\n") if line]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
 
 
 def messages_of(generate: Generate) -> list[tuple[str, str]]:

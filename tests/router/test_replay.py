@@ -20,6 +20,7 @@ from tests.fakes import (
     wait_until,
     whole_text,
 )
+from tests.router.client import received, replace_worker
 
 
 async def ask(cluster: Cluster, **body: Any) -> tuple[int, dict[str, Any]]:
@@ -29,18 +30,6 @@ async def ask(cluster: Cluster, **body: Any) -> tuple[int, dict[str, Any]]:
 
 def start(cluster: Cluster, **body: Any) -> "asyncio.Task[tuple[int, dict[str, Any]]]":
     return asyncio.create_task(ask(cluster, **body))
-
-
-def received(cluster: Cluster) -> int:
-    return sum(len(request.token_ids) for request in cluster.backend.journal)
-
-
-async def replace_worker(cluster: Cluster, identity: str) -> FakeWorker:
-    """The model's worker is dead, and after a while there is a new one."""
-    model = identity.partition("#")[0]
-    cluster.supervisor.set(model, WorkerState.BACKOFF)
-    await wait_until(lambda: cluster.backend.directory.find(model).state == WorkerState.BACKOFF)  # type: ignore[union-attr]
-    return await cluster.serve_model(identity)
 
 
 async def test_dead_workers_request_goes_on_after_its_last_token(cluster: Cluster, worker: FakeWorker) -> None:

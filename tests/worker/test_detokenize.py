@@ -55,6 +55,14 @@ def test_the_earliest_of_several_stop_strings_counts() -> None:
     assert one.push(list(b"abzz")) == "a"
 
 
+def test_characters_count_the_whole_text_even_what_is_held_back() -> None:
+    one = stream("END", end=0)
+    assert one.push(list("né E".encode())) == "né "
+    assert one.characters == 4
+    one.push([0])
+    assert one.characters == 4
+
+
 def test_end_tokens_have_no_text() -> None:
     one = stream(end=0)
     assert one.push([97, 0]) == "a"

@@ -11,12 +11,24 @@ from mlx_lm.generate import generate_step
 from common.sampling import Sampling, Speculation
 from tests.worker import tiny
 from worker.request import Request
+from worker.tally import Tally
 
 SAMPLINGS = {
     "greedy": Sampling(),
     "warm": Sampling(temperature=0.7, seed=11),
     "nucleus": Sampling(temperature=1.0, top_p=0.8, seed=12),
     "filtered": Sampling(temperature=1.3, top_k=9, min_p=0.02, top_p=0.95, seed=2**62 + 5),
+    "greedy, penalized": Sampling(repetition_penalty=1.3, frequency_penalty=0.6),
+    "penalized": Sampling(temperature=0.8, presence_penalty=1.5, frequency_penalty=-0.3, seed=13),
+    "all": Sampling(
+        temperature=1.0,
+        top_p=0.9,
+        seed=14,
+        repetition_penalty=0.8,
+        presence_penalty=-0.5,
+        frequency_penalty=0.9,
+        logit_bias=((5, 3.0), (17, -100.0), (60, 2.5)),
+    ),
 }
 
 
@@ -60,10 +72,18 @@ def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, s
     engine = tiny.make_engine(model(kind), drafter(kind, drafting, expected, SAMPLINGS[sampling]))
     assert tiny.finish(engine, requests(SAMPLINGS[sampling]), random.Random(7)) == expected
     assert engine.totals.drafted > 0
-    if drafting in ("right", "twin"):
+    is_penalized = Tally.of(SAMPLINGS[sampling], 1) is not None  # what a drafter that computes does not look at
+    if drafting == "right" or (drafting == "twin" and not is_penalized):
         assert engine.totals.accepted == engine.totals.drafted
     if drafting == "wrong":
         assert engine.totals.accepted == 0
+
+
+@pytest.mark.parametrize("name", ["greedy, penalized", "penalized", "all"])
+def test_penalties_and_biases_change_the_output(name: str) -> None:
+    """Else the table above would prove nothing about them."""
+    plain = Sampling(temperature=SAMPLINGS[name].temperature, top_p=SAMPLINGS[name].top_p, seed=SAMPLINGS[name].seed)
+    assert tiny.finish(tiny.make_engine(model("llama")), requests(plain)) != alone("llama", name)
 
 
 @pytest.mark.parametrize("width", range(1, 9))
@@ -89,7 +109,7 @@ def test_greedy_output_equals_that_of_mlx_lm(kind: str) -> None:
         assert [int(token) for token, _ in theirs] == expected[request.request_id]
 
 
-@pytest.mark.parametrize("sampling", ["greedy", "nucleus"])
+@pytest.mark.parametrize("sampling", ["greedy", "nucleus", "greedy, penalized", "all"])
 def test_resuming_after_any_token_continues_the_same_output(sampling: str) -> None:
     expected = alone("llama", sampling)
     for request in requests(SAMPLINGS[sampling], 4):
@@ -99,6 +119,15 @@ def test_resuming_after_any_token_continues_the_same_output(sampling: str) -> No
                 int(request.request_id[1:]), sampling=request.sampling, resume=tuple(output[:made])
             )
             assert tiny.finish(tiny.make_engine(model("llama")), [resumed]) == {request.request_id: output}
+
+
+@pytest.mark.parametrize("drafting", ["right", "half"])
+def test_rows_of_every_kind_of_sampling_in_one_batch_keep_their_outputs(drafting: str) -> None:
+    names = list(SAMPLINGS)
+    expected = {f"r{i}": alone("llama", names[i % len(names)])[f"r{i}"] for i in range(8)}
+    batch = [tiny.make_request(i, sampling=SAMPLINGS[names[i % len(names)]]) for i in range(8)]
+    engine = tiny.make_engine(model("llama"), drafter("llama", drafting, expected, Sampling()))
+    assert tiny.finish(engine, batch, random.Random(5)) == expected
 
 
 def test_cancelled_neighbours_change_nothing() -> None:

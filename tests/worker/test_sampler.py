@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from common.sampling import Sampling
+from tests.worker import reference
+from worker.request import Request, Row
 from worker.sampler import Draw, choose, noise_key
 
 LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, -3.0]
@@ -92,3 +94,48 @@ def test_logits_that_are_not_finite_give_no_token(bad: float, sampling: Sampling
 def test_seeds_and_positions_have_keys_of_their_own() -> None:
     keys = {noise_key(seed, position) for seed in (0, 1, 2, 2**62, 2**63 - 1) for position in range(50)}
     assert len(keys) == 250
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.6, top_k=4, repetition_penalty=1.9, seed=1),
+        Sampling(temperature=1.4, top_p=0.8, presence_penalty=1.0, frequency_penalty=0.5, seed=2),
+        Sampling(temperature=1.0, min_p=0.2, logit_bias=((5, 5.0), (0, -3.0)), frequency_penalty=-1.0, seed=3),
+        Sampling(repetition_penalty=3.0, frequency_penalty=0.5, logit_bias=((1, 0.6),)),
+    ],
+)
+def test_biases_and_penalties_come_before_temperature_and_filters(sampling: Sampling) -> None:
+    prompt, output, count = (0, 2), (1, 1, 5), 4000
+    row = row_of(sampling, prompt, output)
+    (draw,) = row.draws(())
+    logits = mx.broadcast_to(mx.array(LOGITS), (count, len(LOGITS)))
+    tokens = choose(logits, [Draw(sampling, position, draw.tally) for position in range(count)])
+    counts = np.bincount(np.array(tokens), minlength=len(LOGITS))
+    chances = np.array(reference.chances(LOGITS, sampling, prompt, output))
+    assert chi_square(counts, chances) < 20.5
+
+
+def row_of(sampling: Sampling, prompt: tuple[int, ...], output: tuple[int, ...]) -> Row:
+    return Row.of(Request("r", prompt, sampling, max_tokens=99, resume=output), 0, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_choices_after_a_draft_are_those_after_the_same_tokens_committed(temperature: float) -> None:
+    sampling = Sampling(
+        temperature=temperature, seed=8, repetition_penalty=1.2, frequency_penalty=0.4, logit_bias=((3, 1.0),)
+    )
+    generator = np.random.default_rng(1)
+    draft = (4, 4, 9, 3, 20)
+    logits = mx.array(generator.normal(size=(len(draft) + 1, 30)).astype(np.float32))
+    together = choose(logits, row_of(sampling, (4, 6), (9,)).draws(draft)).tolist()
+    one_by_one = [
+        choose(logits[i : i + 1], row_of(sampling, (4, 6), (9, *draft[:i])).draws(())).item()
+        for i in range(len(draft) + 1)
+    ]
+    assert together == one_by_one
+
+
+def test_penalized_logits_that_are_not_finite_give_no_token() -> None:
+    (draw,) = row_of(Sampling(repetition_penalty=1.5), (0, 1), ()).draws(())
+    assert choose(mx.array([[0.0, math.nan, 1.0]]), [draw]).tolist() == [-1]

@@ -68,7 +68,11 @@ def test_self_test_refuses_a_model_whose_logits_change(monkeypatch: pytest.Monke
     model = tiny.make_model("llama")
     reference = self_test.reference_logits(model)
     target = Target(model)
-    monkeypatch.setattr("worker.cache.ragged.Step.mask", lambda *_: None)  # every row sees every slot
+    # Every query sees all of its slot.
+    monkeypatch.setattr(
+        "worker.cache.ragged.Step.mask",
+        lambda _, group, window, repeats: mx.ones((group.slots, 1, repeats * group.width, group.extent), mx.bool_),
+    )
     with pytest.raises(self_test.WrongLogits, match="off by"):
         self_test.check(target, reference)
 
