@@ -69,6 +69,8 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     weights: str = "auto"
     blas_threads: int = 0
     kv_cache_gb: float = 0.0
+    prefix_cache: bool = True
+    prefix_cache_gb: float = 0.0
 
 
 class SupervisorConfig(Section, frozen=True, kw_only=True):
@@ -294,6 +296,7 @@ _MAY_BE_ZERO = {
     "max_draft_tokens",
     "blas_threads",
     "kv_cache_gb",
+    "prefix_cache_gb",
     "memory_limit_gb",
 }
 

@@ -14,6 +14,7 @@ from worker import backend, calibration, loader, self_test
 from worker.blas_threads import ThreadChoice
 from worker.drafters.ngram import NgramDrafter
 from worker.engine import Engine, Pace
+from worker.prefix_cache import PrefixCache
 from worker.scheduler import Limits
 from worker.target import Target
 
@@ -47,6 +48,7 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     per_token = target.kv_bytes_per_token()
     times = calibration.measured_times(target, path, loaded.weights)
     engine = Engine(target, times, _limits(config, model, per_token), _drafter(config), _pace(config))
+    engine.prefixes = _prefixes(config, target)
     engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
         architecture=str(loaded.config.get("model_type", "unknown")),
@@ -94,6 +96,12 @@ def _limits(config: Config, model: ModelConfig, per_token: int) -> Limits:
         kv_bytes=int(config.engine.kv_cache_gb * _GIB) or None,
         kv_bytes_per_token=per_token,
     )
+
+
+def _prefixes(config: Config, target: Target) -> PrefixCache:
+    if not config.engine.prefix_cache or not target.has_prefixes:
+        return PrefixCache()
+    return PrefixCache(int(config.engine.prefix_cache_gb * _GIB) or None)
 
 
 def _drafter(config: Config) -> NgramDrafter:

@@ -11,6 +11,7 @@ from mlx_lm.models import gemma3_text, llama, qwen3
 from common.sampling import Sampling, Speculation
 from worker.drafters.ngram import Draft, NgramDrafter, NgramIndex
 from worker.engine import Engine, Pace
+from worker.prefix_cache import PrefixCache
 from worker.request import Request
 from worker.scheduler import Limits
 from worker.step_times import GRID, StepTimes
@@ -127,12 +128,17 @@ def flat_times() -> StepTimes:
     return StepTimes([0.01 + 1e-9 * i for i in range(10)])
 
 
-def make_engine(model: Any, drafter: Any = None, rows: int = 8, chunk_tokens: int | None = None) -> Engine:
-    """An engine around `model`; `chunk_tokens` bounds a prompt's chunks by giving steps that price."""
+def make_engine(
+    model: Any, drafter: Any = None, rows: int = 8, chunk_tokens: int | None = None, prefix_bytes: int = 0
+) -> Engine:
+    """An engine around `model`; `chunk_tokens` bounds a prompt's chunks by giving steps that price.
+
+    It keeps no prefixes unless `prefix_bytes` says how many bytes of them.
+    """
     times = flat_times() if chunk_tokens is None else StepTimes([0.1 * n / chunk_tokens for n in GRID])
     target = Target(model)
     limits = Limits(rows=rows, waiting=1000, kv_bytes=None, kv_bytes_per_token=1)
-    return Engine(target, times, limits, drafter or NgramDrafter(5), Pace())
+    return Engine(target, times, limits, drafter or NgramDrafter(5), Pace(), prefixes=PrefixCache(prefix_bytes))
 
 
 def make_request(number: int, seed: int = 0, **changes: Any) -> Request:

@@ -78,8 +78,8 @@ class RaggedState:
 
     def begin(self, segments: Sequence[Segment]) -> Step:
         """Start a step; grows the slots' number and capacity as it needs. Segments must continue their slots."""
+        self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
         for segment in segments:
-            self._reserve(segment)
             assert segment.width > 0 and segment.start == self.lengths[segment.slot], segment
         self.step = Step(segments, self.style)
         return self.step
@@ -93,14 +93,19 @@ class RaggedState:
         """Forget a slot's tokens."""
         self.lengths[slot] = 0
 
-    def _reserve(self, segment: Segment) -> None:
-        if segment.slot >= self.slots:
-            wanted = 1 << segment.slot.bit_length()
-            self.lengths += [0] * (wanted - self.slots)
-        extent = round_up(segment.end, self.style.extent_step)
-        if extent > self.capacity_tokens:
-            roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
-            self.capacity_tokens = round_up(max(extent, roomy), CAPACITY_STEP)
+    def reserve(self, slot: int, end: int) -> None:
+        """Let `slot` exist, with room for `end` tokens; the caches' arrays grow when they are next written to."""
+        slots, self.capacity_tokens = self.sized_for(slot, end)
+        self.lengths += [0] * (slots - self.slots)
+
+    def sized_for(self, slot: int, end: int) -> tuple[int, int]:
+        """Number of slots and tokens in each, once `slot` has room for `end` tokens."""
+        slots = self.slots if slot < self.slots else 1 << slot.bit_length()
+        extent = round_up(end, self.style.extent_step)
+        if extent <= self.capacity_tokens:
+            return slots, self.capacity_tokens
+        roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
+        return slots, round_up(max(extent, roomy), CAPACITY_STEP)
 
 
 class RaggedKVCache:
@@ -109,6 +114,8 @@ class RaggedKVCache:
     In a packed step the model sees [tokens, 1] inputs: every token is a batch row of its own for the linear layers and
     for rope (`offset` [tokens]); `ragged_attention` puts the rows together again.
     """
+
+    POOLS = 2  # arrays [slots, kv_heads, capacity, …] that it keeps
 
     def __init__(self, state: RaggedState, window: int | None = None) -> None:
         self.state = state
@@ -140,6 +147,23 @@ class RaggedKVCache:
         heads, dim = new.shape[1], new.shape[3]
         pool = _grown(pool, (self.state.slots, heads, self.state.capacity_tokens, dim), new.dtype)
         pool[self.step.slots, :, self.step.positions] = new[:, :, 0]  # in place: the cache holds the sole reference
+        return pool
+
+    @property
+    def pools(self) -> list[mx.array]:
+        """Its arrays [slots, kv_heads, capacity, head_dim]; none before the first write."""
+        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+
+    def fill(self, slot: int, arrays: Sequence[mx.array]) -> None:
+        """Write [kv_heads, tokens, head_dim] of each pool to the beginning of a slot."""
+        self.keys, self.values = (
+            self._fill(pool, slot, new) for pool, new in zip((self.keys, self.values), arrays, strict=True)
+        )
+
+    def _fill(self, pool: mx.array | None, slot: int, new: mx.array) -> mx.array:
+        heads, tokens, dim = new.shape
+        pool = _grown(pool, (self.state.slots, heads, self.state.capacity_tokens, dim), new.dtype)
+        pool[slot, :, :tokens] = new
         return pool
 
     def scrub(self, slot: int) -> None:
