@@ -132,7 +132,10 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """How busy the worker is; sent about once a second and used for balancing and /stats."""
+    """How busy the worker is; sent about once a second and used for balancing and /stats.
+
+    `prefix_*` are the prefix cache's: requests that asked and that found something, tokens found, spans dropped, size.
+    """
 
     running: int
     waiting: int
@@ -145,6 +148,11 @@ class Load(Message, frozen=True, kw_only=True):
     accepted_tokens: int
     plain_step_ms: float | None = None
     speedup: float | None = None
+    prefix_lookups: int = 0
+    prefix_hits: int = 0
+    prefix_tokens: int = 0
+    prefix_evictions: int = 0
+    prefix_bytes: int = 0
 
 
 # --- data plane: router -> worker -------------------------------------------------------------------

@@ -83,6 +83,8 @@ EXAMPLES: list[Message] = [
         drafted_tokens=8,
         accepted_tokens=9,
         speedup=1.5,
+        prefix_hits=10,
+        prefix_bytes=2**33,
     ),
     Generate(request_id="r", prompt=TextPrompt(text="Hi"), sampling=Sampling(seed=MAX_SEED)),
     Generate(
