@@ -185,7 +185,7 @@ class AskHello(Message, frozen=True, kw_only=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker learned about its model by loading it."""
+    """What a worker learned about its model by loading it. `kv_bits` 0: keys and values are kept as computed."""
 
     architecture: str
     context_tokens: int
@@ -197,6 +197,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     drafters: tuple[str, ...]
     load_s: float
+    kv_bits: int = 0
 
 
 class StateChanged(Message, frozen=True, kw_only=True):

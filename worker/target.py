@@ -13,6 +13,7 @@ import mlx.nn as nn
 from worker.cache import spans
 from worker.cache.attention import attention_style, install
 from worker.cache.layout import Segment
+from worker.cache.quantized import QuantizedRaggedKVCache, quantized
 from worker.cache.ragged import RaggedKVCache, RaggedState, make_ragged_caches
 from worker.cache.spans import KVSpan
 
@@ -20,13 +21,16 @@ from worker.cache.spans import KVSpan
 class Target:
     """One loaded model with its ragged cache.
 
-    Raises `UnsupportedCache` when the model keeps a state that the ragged cache cannot hold.
+    `kv_bits` 8 or 4: keys and values are kept in so many bits. Raises `UnsupportedCache` when the model keeps a state
+    that the ragged cache cannot hold.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, kv_bits: int = 0) -> None:
         self.model = model
         self.state = RaggedState(attention_style())
-        self.caches = make_ragged_caches(model, self.state)
+        self.caches: Sequence[RaggedKVCache] = make_ragged_caches(model, self.state)
+        if kv_bits:
+            self.caches = quantized(self.caches, kv_bits)
         install(model)
         self._head = _HeadInput.of(model)
 
@@ -52,7 +56,7 @@ class Target:
     @property
     def has_prefixes(self) -> bool:
         """Whether the state after any prefix of a slot's tokens can be copied out of it and into another slot."""
-        return all(type(cache) is RaggedKVCache for cache in self.caches)
+        return all(type(cache) in (RaggedKVCache, QuantizedRaggedKVCache) for cache in self.caches)
 
     @property
     def span_bytes_per_token(self) -> int:

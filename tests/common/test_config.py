@@ -119,6 +119,8 @@ def test_variables_without_effect_are_named() -> None:
         ("[engine]\nmax_batch_size = 0\n", "engine.max_batch_size"),
         ("[engine]\nmax_batch_size = 1.5\n", "max_batch_size"),
         ('[engine]\nweights = "int3"\n', "int3"),
+        ("[engine]\nkv_bits = 5\n", "kv_bits is 5; possible: 0, 4, 8"),
+        ('[models.m]\npath = "x"\nkv_bits = -4\n', "kv_bits is -4"),
         ("[generation]\ntemperature = 9.0\n", "temperature"),
         ('[speculation]\ndrafter = "magic"\n', "drafter"),
         ("[supervisor]\nbackoff_first_s = -1.0\n", "supervisor.backoff_first_s"),

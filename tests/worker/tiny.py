@@ -22,7 +22,11 @@ VOCABULARY = 96
 
 def make_model(kind: str, seed: int = 0) -> Any:
     """A random model of `kind`: llama, qwen3 or gemma3 (sliding windows of 16 tokens)."""
-    model = _BUILDERS[kind]()
+    return randomized(_BUILDERS[kind](), seed)
+
+
+def randomized(model: Any, seed: int = 0) -> Any:
+    """The model with random weights."""
     mx.random.seed(seed)
     # Larger than usual weights, so that the next token depends on all of the context.
     model.update(tree_map_with_path(lambda name, a: mx.random.normal(a.shape) * _scale(name, a), model.parameters()))
@@ -129,14 +133,19 @@ def flat_times() -> StepTimes:
 
 
 def make_engine(
-    model: Any, drafter: Any = None, rows: int = 8, chunk_tokens: int | None = None, prefix_bytes: int = 0
+    model: Any,
+    drafter: Any = None,
+    rows: int = 8,
+    chunk_tokens: int | None = None,
+    prefix_bytes: int = 0,
+    kv_bits: int = 0,
 ) -> Engine:
     """An engine around `model`; `chunk_tokens` bounds a prompt's chunks by giving steps that price.
 
     It keeps no prefixes unless `prefix_bytes` says how many bytes of them.
     """
     times = flat_times() if chunk_tokens is None else StepTimes([0.1 * n / chunk_tokens for n in GRID])
-    target = Target(model)
+    target = Target(model, kv_bits)
     limits = Limits(rows=rows, waiting=1000, kv_bytes=None, kv_bytes_per_token=1)
     return Engine(target, times, limits, drafter or NgramDrafter(5), Pace(), prefixes=PrefixCache(prefix_bytes))
 
