@@ -17,6 +17,7 @@ from common.errors import ConfigError, InvalidValue
 from common.sampling import Sampling, Speculation, check_sampling, check_speculation
 
 WEIGHT_FORMS = ("auto", "stored", "float32", "bfloat16", "float16")
+KV_BITS = (0, 4, 8)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -74,6 +75,9 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     weights: str = "auto"
     blas_threads: int = 0
     kv_cache_gb: float = 0.0
+    kv_bits: int = 0
+    prefix_cache: bool = True
+    prefix_cache_gb: float = 0.0
 
 
 class SupervisorConfig(Section, frozen=True, kw_only=True):
@@ -104,6 +108,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     pin: bool = False
     weights: str | None = None
     max_batch_size: int | None = None
+    kv_bits: int | None = None
     drafter: str | None = None
     draft_model: str | None = None
     draft_layers_ratio: float | None = None
@@ -293,6 +298,9 @@ def _checked(config: Config) -> Config:
     for form in (config.engine.weights, *(m.weights for m in config.models.values() if m.weights)):
         if form not in WEIGHT_FORMS:
             raise ConfigError(f"weights is {form!r}; possible: {', '.join(WEIGHT_FORMS)}")
+    for bits in (config.engine.kv_bits, *(m.kv_bits for m in config.models.values() if m.kv_bits is not None)):
+        if bits not in KV_BITS:
+            raise ConfigError(f"kv_bits is {bits}; possible: {', '.join(map(str, KV_BITS))} (0: not quantized)")
     if config.log.level not in LOG_LEVELS:
         raise ConfigError(f"log.level is {config.log.level!r}; possible: {', '.join(LOG_LEVELS)}")
     if config.server.host not in LOOPBACK_HOSTS:
@@ -311,6 +319,8 @@ _MAY_BE_ZERO = {
     "max_draft_tokens",
     "blas_threads",
     "kv_cache_gb",
+    "kv_bits",
+    "prefix_cache_gb",
     "memory_limit_gb",
     "draft_layers_ratio",
 }

@@ -150,7 +150,10 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """How busy the worker is; sent about once a second and used for balancing and /stats."""
+    """How busy the worker is; sent about once a second and used for balancing and /stats.
+
+    `prefix_*` are the prefix cache's: requests that asked and that found something, tokens found, spans dropped, size.
+    """
 
     running: int
     waiting: int
@@ -163,6 +166,11 @@ class Load(Message, frozen=True, kw_only=True):
     accepted_tokens: int
     plain_step_ms: float | None = None
     speedup: float | None = None
+    prefix_lookups: int = 0
+    prefix_hits: int = 0
+    prefix_tokens: int = 0
+    prefix_evictions: int = 0
+    prefix_bytes: int = 0
 
 
 # --- data plane: router -> worker -------------------------------------------------------------------
@@ -199,7 +207,7 @@ class AskHello(Message, frozen=True, kw_only=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker learned about its model by loading it."""
+    """What a worker learned about its model by loading it. `kv_bits` 0: keys and values are kept as computed."""
 
     architecture: str
     context_tokens: int
@@ -211,6 +219,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     drafters: tuple[str, ...]
     load_s: float
+    kv_bits: int = 0
 
 
 class StateChanged(Message, frozen=True, kw_only=True):

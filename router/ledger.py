@@ -17,6 +17,7 @@ class ModelTotals:
     replayed: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -57,6 +58,7 @@ class Ledger:
         totals.outcomes[record.outcome] += 1
         if record.usage is not None:
             totals.prompt_tokens += record.usage.prompt_tokens
+            totals.cached_tokens += record.usage.cached_tokens
             totals.drafted_tokens += record.usage.drafted_tokens
             totals.accepted_tokens += record.usage.accepted_tokens
             totals.steps += record.usage.steps

@@ -24,6 +24,7 @@ class LiveCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._requests()
         yield from self._models()
+        yield from self._prefixes()
         ignored = CounterMetricFamily(
             "mlxspec_ignored_frames", "Frames that are no worker's message", labels=["reason"]
         )
@@ -59,6 +60,19 @@ class LiveCollector(Collector):
         budget = table.memory_budget_bytes if table else 0
         yield from (ready, restarts, footprint, speedup)
         yield GaugeMetricFamily("mlxspec_memory_budget_bytes", "Limit for all models", value=budget)
+
+    def _prefixes(self) -> Iterator[Metric]:
+        queries = CounterMetricFamily("vllm:prefix_cache_queries", "Prompt tokens that were looked up", labels=MODEL)
+        hits = CounterMetricFamily("vllm:prefix_cache_hits", "Tokens that the prefix cache had", labels=MODEL)
+        evictions = CounterMetricFamily("mlxspec_prefix_cache_evictions", "Spans dropped for room", labels=MODEL)
+        size = GaugeMetricFamily("mlxspec_prefix_cache_bytes", "Size of the prefix cache", labels=MODEL)
+        for model in self._backend.directory.models:
+            loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
+            queries.add_metric([model.name], sum(load.prompt_tokens for load in loads))
+            hits.add_metric([model.name], sum(load.prefix_tokens for load in loads))
+            evictions.add_metric([model.name], sum(load.prefix_evictions for load in loads))
+            size.add_metric([model.name], sum(load.prefix_bytes for load in loads))
+        yield from (queries, hits, evictions, size)
 
 
 async def show(request: web.Request) -> web.Response:

@@ -24,13 +24,24 @@ class RequestStats(Answer, frozen=True, kw_only=True):
 
 
 class TokenStats(Answer, frozen=True, kw_only=True):
-    """`per_second`: generated tokens over the last minute."""
+    """`cached`: prompt tokens that came from the prefix cache; `per_second`: generated tokens over the last minute."""
 
     prompt: int
+    cached: int
     generated: int
     drafted: int
     accepted: int
     per_second: float
+
+
+class PrefixStats(Answer, frozen=True, kw_only=True):
+    """The prefix cache of a model's present worker: of `lookups` requests `hits` found `hit_tokens` tokens."""
+
+    lookups: int
+    hits: int
+    hit_tokens: int
+    evictions: int
+    bytes: int
 
 
 class ModelStats(Answer, frozen=True, kw_only=True):
@@ -41,6 +52,7 @@ class ModelStats(Answer, frozen=True, kw_only=True):
     waiting: int
     requests: RequestStats
     prompt_tokens: int
+    cached_tokens: int
     generated_tokens: int
     draft_tokens: int
     accepted_tokens: int
@@ -48,6 +60,7 @@ class ModelStats(Answer, frozen=True, kw_only=True):
     restarts: int
     memory_bytes: int
     kv_bytes: int
+    prefix_cache: PrefixStats
     acceptance_rate: float | UnsetType = UNSET
     speedup: float | UnsetType = UNSET
     plain_step_ms: float | UnsetType = UNSET
@@ -114,6 +127,7 @@ def _tokens(ledger: Ledger, uptime_s: float) -> TokenStats:
     totals = list(ledger.models.values())
     return TokenStats(
         prompt=sum(model.prompt_tokens for model in totals),
+        cached=sum(model.cached_tokens for model in totals),
         generated=sum(model.generated_tokens for model in totals),
         drafted=sum(model.drafted_tokens for model in totals),
         accepted=sum(model.accepted_tokens for model in totals),
@@ -129,6 +143,7 @@ def _model(model: ModelEntry, totals: ModelTotals, loads: list[Load], *, live: i
         waiting=waiting + sum(load.waiting for load in loads),
         requests=_requests([totals], live=live),
         prompt_tokens=totals.prompt_tokens,
+        cached_tokens=totals.cached_tokens,
         generated_tokens=totals.generated_tokens,
         draft_tokens=totals.drafted_tokens,
         accepted_tokens=totals.accepted_tokens,
@@ -136,9 +151,20 @@ def _model(model: ModelEntry, totals: ModelTotals, loads: list[Load], *, live: i
         restarts=model.restarts,
         memory_bytes=_memory(model),
         kv_bytes=sum(load.kv_bytes for load in loads),
+        prefix_cache=_prefixes(loads),
         acceptance_rate=_ratio(totals.accepted_tokens, totals.drafted_tokens),
         speedup=_ratio(totals.plain_decode_s, totals.measured_decode_s),
         plain_step_ms=UNSET if plain is None else round(plain, 3),
+    )
+
+
+def _prefixes(loads: list[Load]) -> PrefixStats:
+    return PrefixStats(
+        lookups=sum(load.prefix_lookups for load in loads),
+        hits=sum(load.prefix_hits for load in loads),
+        hit_tokens=sum(load.prefix_tokens for load in loads),
+        evictions=sum(load.prefix_evictions for load in loads),
+        bytes=sum(load.prefix_bytes for load in loads),
     )
 
 

@@ -21,11 +21,13 @@ def judge(dead: Sequence[LiveRequest]) -> list[LiveRequest]:
         request.tokens_at_death = len(request.token_ids)
     suspects = [request for request in dead if request.deaths >= DEATHS_OF_A_SUSPECT]
     isolated = [request for request in suspects if request.is_isolated]
+    condemned = [request for request in suspects if request.deaths >= MAX_DEATHS]
     if len(isolated or suspects) == 1:
-        return isolated or suspects
+        (culprit,) = isolated or suspects
+        return condemned if culprit in condemned else [culprit, *condemned]
     for request in suspects:
         request.is_isolated = True
-    return [request for request in suspects if request.deaths >= MAX_DEATHS]
+    return condemned
 
 
 def is_cleared(request: LiveRequest) -> bool:

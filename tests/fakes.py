@@ -49,6 +49,7 @@ from router.observer import Observers
 from router.server import init_app, make_runner
 
 PROMPT_TOKENS = 7
+CACHED_TOKENS = 2
 BUDGET_BYTES = 1000
 FIRST_TOKEN_ID = 100
 
@@ -229,6 +230,7 @@ def finished(request_id: str, tokens: int, reason: str = "length", **timings: fl
         usage=Usage(
             prompt_tokens=PROMPT_TOKENS,
             completion_tokens=tokens,
+            cached_tokens=CACHED_TOKENS,
             drafted_tokens=4,
             accepted_tokens=3,
             steps=max(1, tokens - 3),

@@ -12,11 +12,13 @@ from common.logs import fields
 from common.messages import ModelFacts
 from worker import backend, calibration, loader, self_test
 from worker.blas_threads import ThreadChoice
+from worker.cache.ragged import UnsupportedCache
 from worker.drafters.available import Available
 from worker.drafters.available import find as find_drafters
 from worker.drafters.controller import Controller
 from worker.drafting import Drafting
 from worker.engine import Engine, Pace
+from worker.prefix_cache import PrefixCache
 from worker.scheduler import Limits
 from worker.target import Target
 
@@ -45,12 +47,14 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     backend.set_blas_threads(config.engine.blas_threads)
     loaded = loader.load(path, model.weights or config.engine.weights)
     reference = self_test.reference_logits(loaded.model)
-    target = Target(loaded.model)
-    self_test.check(target, reference)
+    kv_bits = config.engine.kv_bits if model.kv_bits is None else model.kv_bits
+    target = _checked_target(loaded.model, reference, kv_bits)
     per_token = target.kv_bytes_per_token()
-    times = calibration.measured_times(target, path, loaded.weights)
+    weights = loaded.weights + (f", {kv_bits}-bit cache" if kv_bits else "")
+    times = calibration.measured_times(target, path, weights)
     available = find_drafters(path, loaded, target, times, config, model)
     engine = Engine(target, times, _limits(config, model, per_token), _drafting(available, config), _pace(config))
+    engine.prefixes = _prefixes(config, target)
     engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
         architecture=str(loaded.config.get("model_type", "unknown")),
@@ -63,9 +67,28 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
         has_chat_template=loaded.tokenizer.chat_template is not None,
         drafters=tuple(available.drafters),
         load_s=time.monotonic() - began,
+        kv_bits=kv_bits,
     )
     gc.freeze()  # what is loaded stays: collections during steps need not look at it
     return Ready(engine, loaded.tokenizer, facts, loader.end_tokens(loaded.tokenizer, loaded.config))
+
+
+def _checked_target(model: Any, reference: list[Any], kv_bits: int) -> Target:
+    """The model with its caches, checked with unrounded keys and values first."""
+    target = Target(model)
+    self_test.check(target, reference)
+    if not kv_bits:
+        return target
+    quantized = Target(model, kv_bits)
+    try:
+        off = self_test.check(quantized, reference, self_test.ROUNDED_TOLERANCE[kv_bits])
+    except (AttributeError, TypeError, ValueError) as error:  # the model's own code looks into keys or values
+        raise UnsupportedCache(
+            f"kv_bits is {kv_bits}, but this model's attention does not work with quantized keys and values ({error}): "
+            "set kv_bits = 0 for it"
+        ) from error
+    log.info("Keys and values are rounded. %s", fields(kv_bits=kv_bits, logits_off=round(off, 4)))
+    return quantized
 
 
 def _thread_setter(most: int) -> Callable[[float, float], None] | None:
@@ -101,6 +124,12 @@ def _drafting(available: Available, config: Config) -> Drafting:
         max_tokens=config.speculation.max_draft_tokens,
         controller=Controller(priors=available.agreement),
     )
+
+
+def _prefixes(config: Config, target: Target) -> PrefixCache:
+    if not config.engine.prefix_cache or not target.has_prefixes:
+        return PrefixCache()
+    return PrefixCache(int(config.engine.prefix_cache_gb * _GIB) or None)
 
 
 def _pace(config: Config) -> Pace:

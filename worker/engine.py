@@ -15,6 +15,7 @@ from worker import scheduler
 from worker.acceptance import accept
 from worker.drafters.drafter import NO_DRAFT, Draft
 from worker.drafting import Drafting
+from worker.prefix_cache import PrefixCache
 from worker.report import Gain, StepReport, Totals
 from worker.request import Request, Row
 from worker.scheduler import Limits
@@ -54,6 +55,7 @@ class Engine:
     waiting: deque[Request] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
+    prefixes: PrefixCache = field(default_factory=PrefixCache)
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
@@ -86,7 +88,15 @@ class Engine:
             gains.append(_without_row(request, "cancelled"))
         for row in [r for r in self.rows if r.request.request_id == request_id]:
             gains.append(self._end(row, Gain(request_id), "cancelled"))
+        self.prefixes.settle()
         return gains
+
+    def set_kv_limit(self, kv_bytes: int) -> None:
+        """Use at most so much memory for keys and values from now on; what is in use by rows stays."""
+        self.limits = replace(self.limits, kv_bytes=kv_bytes)
+        if not self.rows:
+            self.target.clear()
+        self.prefixes.fit(kv_bytes, self.target.kv_bytes)
 
     @property
     def has_work(self) -> bool:
@@ -102,11 +112,14 @@ class Engine:
         if not self.rows:
             self.target.clear()
             return StepReport(self.totals.steps, ended)
+        self._recall()
         feeds = self._propose()
+        self._make_room(feeds)
         proposed = self.clock()
         outcome = verify(self.target, feeds)
         verified = self.clock()
         gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, outcome, strict=True)]
+        self.prefixes.settle()
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
         self._learn(feeds, gains, report)
         return report
@@ -115,10 +128,39 @@ class Engine:
         count = scheduler.admissible(self.waiting, self.rows, self.limits)
         for slot in scheduler.free_slots(self.rows, count):
             request = self.waiting.popleft()
-            self.rows.append(Row.of(request, slot, now_s))
+            row = Row.of(request, slot, now_s)
+            if self.prefixes.is_on:
+                self.prefixes.lookups += 1
+                self._look_ahead(row)
+            self.rows.append(row)
             self.totals.prompt_tokens += len(request.prompt)
         self.rows.sort(key=lambda row: row.slot)
         self.target.state.longest_tokens = max((row.request.total_tokens for row in self.rows), default=0)
+
+    def _recall(self) -> None:
+        """Rows that have read nothing yet begin with what the prefix cache knows, or wait for who reads the same."""
+        reading = [row for row in self.rows if not row.is_decoding]
+        for row in [row for row in reading if row.is_unread]:
+            if row.ahead is not None and not any(row.ahead is other for other in reading):
+                self._look_ahead(row)  # that one is done, or gone
+            elif row.ahead is not None and row.ahead.cached >= row.ahead_tokens:
+                self.prefixes.keep(self.target, row.ahead, row.ahead_tokens)
+                row.ahead = None
+            self.prefixes.recall(self.target, row)
+            missing = row.ahead_tokens - row.cached
+            row.is_held = row.ahead is not None and missing >= scheduler.WORTH_WAITING_TOKENS
+        self.prefixes.settle()
+
+    def _look_ahead(self, row: Row) -> None:
+        earlier = [other for other in self.rows if (other.admitted_s, other.slot) < (row.admitted_s, row.slot)]
+        most = self.prefixes.budget_bytes // max(self.limits.kv_bytes_per_token, 1)
+        row.ahead, row.ahead_tokens = scheduler.reader_ahead(row, earlier, most)
+
+    def _make_room(self, feeds: Sequence[Feed]) -> None:
+        """The prefix cache gives way to the slots that this step needs."""
+        last, end = max(f.row.slot for f in feeds), max(f.row.cached + f.size for f in feeds)
+        slots, capacity = self.target.state.sized_for(last, end)
+        self.prefixes.fit(self.limits.kv_bytes, slots * capacity * self.limits.kv_bytes_per_token)
 
     def _propose(self) -> list[Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""
@@ -128,7 +170,8 @@ class Engine:
         decode_tokens = len(decoding) + sum(draft.length for draft in proposed)
         prefilling = [row for row in self.rows if not row.is_decoding]
         chunk_s = self.pace.chunk_time(len(decoding), len(prefilling))
-        chunks = scheduler.share_prefill(prefilling, self._chunk_tokens(decode_tokens, chunk_s)) if prefilling else {}
+        readers = [row for row in prefilling if not row.is_held]
+        chunks = scheduler.share_prefill(readers, self._chunk_tokens(decode_tokens, chunk_s)) if readers else {}
         return [
             Feed(row, chunks.get(row.slot, 1), drafts.get(row.slot, NO_DRAFT))
             for row in self.rows
@@ -152,11 +195,14 @@ class Engine:
         if -1 in verified.own:
             return self._fail(row)
         verdict = accept(verified.draft, verified.own, row.tokens_left, row.request.end_tokens)
-        if row.first_token_s is None:
+        is_first = row.first_token_s is None
+        if is_first:
             row.first_token_s = self.clock()
         row.cached = len(row.tokens) + verdict.accepted  # the pending token and the draft tokens that stood
         row.tokens += verdict.tokens
         self.target.state.commit(row.slot, row.cached)
+        if is_first:
+            self.prefixes.keep(self.target, row)
         self._count(row, feed.draft, verdict.accepted, len(verdict.tokens))
         logprobs = tuple(one for one in verified.logprobs[: len(verdict.tokens)] if one is not None)
         gain = Gain(row.id, verdict.tokens, feed.draft.length, verdict.accepted, feed.draft.drafter, logprobs=logprobs)
@@ -171,6 +217,7 @@ class Engine:
     # --- ends ---------------------------------------------------------------------------------------------
 
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
+        self.prefixes.keep(self.target, row)
         self._release(row, is_finished=reason != "cancelled")
         self.totals.finished += 1
         return replace(gain, finish=reason, usage=_usage(row), timings=self._timings(row))
@@ -262,6 +309,7 @@ def _usage(row: Row) -> Usage:
     return Usage(
         prompt_tokens=len(row.request.prompt),
         completion_tokens=row.output_tokens,
+        cached_tokens=min(row.recalled, len(row.request.prompt)),
         drafted_tokens=row.drafted,
         accepted_tokens=row.accepted,
         steps=row.steps,

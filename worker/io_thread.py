@@ -338,6 +338,11 @@ class IoThread:
             accepted_tokens=totals.accepted,
             plain_step_ms=engine.times.predict(1) * 1e3 if is_measured else None,
             speedup=totals.plain_decode_s / totals.measured_decode_s if totals.measured_decode_s else None,
+            prefix_lookups=engine.prefixes.lookups,
+            prefix_hits=engine.prefixes.hits,
+            prefix_tokens=engine.prefixes.hit_tokens,
+            prefix_evictions=engine.prefixes.tree.evictions,
+            prefix_bytes=engine.prefixes.tree.nbytes,
         )
 
     def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:

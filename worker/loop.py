@@ -3,7 +3,7 @@
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -13,7 +13,7 @@ from worker.report import Gain, StepReport
 from worker.request import Request
 
 IDLE_WAIT_S = 1.0
-CLEAR_AFTER_S = 10.0  # an idle worker gives MLX's buffer cache back after so long
+CLEAR_AFTER_S = 10.0  # an idle worker gives its slots and MLX's buffer cache back after so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Loop:
                 if gains := self.engine.cancel(request_id):
                     self.publish(StepReport(self.engine.totals.steps, tuple(gains)))
             case NewLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes):
-                self.engine.limits = replace(self.engine.limits, kv_bytes=kv_bytes)
+                self.engine.set_kv_limit(kv_bytes)
                 mx.set_cache_limit(cache_bytes)
             case Stop():
                 self.is_stopping = True
@@ -113,6 +113,7 @@ class Loop:
         now = time.monotonic()
         self.idle_since_s = self.idle_since_s or now
         if now - self.idle_since_s > CLEAR_AFTER_S:
+            self.engine.target.clear()
             mx.clear_cache()
 
     def _beat(self) -> None:

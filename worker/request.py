@@ -1,7 +1,7 @@
 """A request as the batch loop sees it, and the row it becomes."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.sampling import Sampling, Speculation
 from worker.sampler import Draw
@@ -46,6 +46,10 @@ class Row:
     tokens: list[int]
     admitted_s: float
     cached: int = 0
+    recalled: int = 0  # tokens that came from the prefix cache
+    ahead: "Row | None" = field(default=None, repr=False, compare=False)  # a row that reads the same prompt before it
+    ahead_tokens: int = 0  # how far the same
+    is_held: bool = False  # it waits for that row
     first_token_s: float | None = None
     steps: int = 0
     drafted: int = 0
@@ -90,6 +94,11 @@ class Row:
     def uncached(self) -> int:
         """Tokens still to be fed, the pending one included."""
         return len(self.tokens) - self.cached
+
+    @property
+    def is_unread(self) -> bool:
+        """Still in prefill, and none of its tokens was fed."""
+        return self.uncached > 1 and self.cached == self.recalled
 
     @property
     def is_decoding(self) -> bool:

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worker.cache.layout import CAPACITY_STEP, round_up
+from worker.prefix_tree import shared_tokens
 from worker.request import Request, Row
+
+WORTH_WAITING_TOKENS = 64  # a shared beginning of fewer tokens is sooner read twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,21 @@ def free_slots(running: Sequence[Row], count: int) -> list[int]:
             slots.append(slot)
         slot += 1
     return slots
+
+
+def reader_ahead(row: Row, earlier: Sequence[Row], most_tokens: int) -> tuple[Row | None, int]:
+    """The row in prefill that shares the longest beginning with a new one, and how long it is.
+
+    None if it is too short to wait for, or longer than `most_tokens`, which could not be kept.
+    """
+    best: tuple[Row | None, int] = None, WORTH_WAITING_TOKENS - 1
+    for other in earlier if most_tokens > best[1] else ():
+        if other.is_decoding or other.tokens[:WORTH_WAITING_TOKENS] != row.tokens[:WORTH_WAITING_TOKENS]:
+            continue
+        shared = min(shared_tokens(row.tokens, other.tokens), len(row.tokens) - 1)
+        if best[1] < shared <= most_tokens:
+            best = other, shared
+    return best if best[0] is not None else (None, 0)
 
 
 def share_prefill(rows: Sequence[Row], budget_tokens: int) -> dict[int, int]:

@@ -11,21 +11,27 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from worker import cpu_ops
+from worker.cache import spans
 from worker.cache.attention import attention_style, install
 from worker.cache.layout import Segment
-from worker.cache.ragged import RaggedState, make_ragged_caches
+from worker.cache.quantized import QuantizedRaggedKVCache, quantized
+from worker.cache.ragged import RaggedKVCache, RaggedState, make_ragged_caches
+from worker.cache.spans import KVSpan
 
 
 class Target:
     """One loaded model with its ragged cache.
 
-    Raises `UnsupportedCache` when the model keeps a state that the ragged cache cannot hold.
+    `kv_bits` 8 or 4: keys and values are kept in so many bits. Raises `UnsupportedCache` when the model keeps a state
+    that the ragged cache cannot hold.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, kv_bits: int = 0) -> None:
         self.model = model
         self.state = RaggedState(attention_style())
-        self.caches = make_ragged_caches(model, self.state)
+        self.caches: Sequence[RaggedKVCache] = make_ragged_caches(model, self.state)
+        if kv_bits:
+            self.caches = quantized(self.caches, kv_bits)
         install(model)
         cpu_ops.install(model)
         self._head = _HeadInput.of(model)
@@ -47,7 +53,28 @@ class Target:
 
     def cached_arrays(self) -> list[mx.array]:
         """Keys and values of all layers, to be evaluated with the step."""
-        return [array for cache in self.caches for array in (cache.keys, cache.values) if array is not None]
+        return [pool for cache in self.caches for pool in cache.pools]
+
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether the state after any prefix of a slot's tokens can be copied out of it and into another slot."""
+        return all(type(cache) in (RaggedKVCache, QuantizedRaggedKVCache) for cache in self.caches)
+
+    @property
+    def span_bytes_per_token(self) -> int:
+        """What a token takes in a span; known once a step has been made."""
+        return self.kv_bytes // (self.state.slots * self.state.capacity_tokens)
+
+    def extract(self, slot: int, start: int, end: int) -> KVSpan:
+        """Copy positions [start, end) of a slot, not evaluated; it must be before the next step."""
+        return spans.extract(self.caches, slot, start, end)
+
+    def insert(self, slot: int, span: KVSpan) -> None:
+        """Let a free slot begin with a span, written with the next step."""
+        assert self.has_prefixes
+        self.state.reserve(slot, span.tokens)
+        spans.insert(self.caches, slot, span)
+        self.state.commit(slot, span.tokens)
 
     def scrub(self, slot: int) -> None:
         """Overwrite a slot with zeros: what is not finite would reach other rows through masked products."""

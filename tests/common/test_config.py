@@ -135,6 +135,8 @@ def test_a_drafter_of_all_layers_is_refused(ratio: str) -> None:
         ("[engine]\nmax_batch_size = 0\n", "engine.max_batch_size"),
         ("[engine]\nmax_batch_size = 1.5\n", "max_batch_size"),
         ('[engine]\nweights = "int3"\n', "int3"),
+        ("[engine]\nkv_bits = 5\n", "kv_bits is 5; possible: 0, 4, 8"),
+        ('[models.m]\npath = "x"\nkv_bits = -4\n', "kv_bits is -4"),
         ("[generation]\ntemperature = 9.0\n", "temperature"),
         ("[generation]\npresence_penalty = -2.5\n", "presence_penalty"),
         ("[generation]\nrepetition_penalty = 0.0\n", "repetition_penalty"),

@@ -58,6 +58,7 @@ FACTS = ModelFacts(
     has_chat_template=True,
     drafters=("ngram",),
     load_s=1.5,
+    kv_bits=8,
 )
 WORKER = WorkerEntry(identity="m#1", token="t", state=WorkerState.READY, pid=7, running=2)
 ENTRY = ModelEntry(name="m", path="/m", state=WorkerState.BACKOFF, retry_after_s=1.5, facts=FACTS, workers=(WORKER,))
@@ -83,6 +84,8 @@ EXAMPLES: list[Message] = [
         drafted_tokens=8,
         accepted_tokens=9,
         speedup=1.5,
+        prefix_hits=10,
+        prefix_bytes=2**33,
     ),
     Generate(request_id="r", prompt=TextPrompt(text="Hi"), sampling=Sampling(seed=MAX_SEED)),
     Generate(

@@ -50,6 +50,22 @@ def test_chat_ends_by_itself_and_counts_its_end_token(client: OpenAI, server: Se
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_second_turn_of_a_chat_reads_only_what_is_new(client: OpenAI, server: Serve, tokenizer: Any) -> None:
+    question: list[Any] = [{"role": "user", "content": "Name three rivers in Europe and say where each one ends."}]
+    ask: dict[str, Any] = {"model": server.model, "temperature": 0, "max_tokens": 40}
+    first = client.chat.completions.create(messages=question, **ask)
+    more = {"role": "user", "content": "And in Asia?"}
+    turns = [*question, {"role": "assistant", "content": first.choices[0].message.content}, more]
+    second = client.chat.completions.create(messages=turns, **ask)
+    assert second.usage is not None and second.usage.prompt_tokens_details is not None
+    assert second.usage.prompt_tokens == prompt_tokens(tokenizer, turns)
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert prompt_tokens(tokenizer, question) <= cached < second.usage.prompt_tokens
+    figures = server.request("GET", "/stats")[1]["models"][server.model]
+    assert figures["cached_tokens"] >= cached
+
+
 def test_chat_cut_by_max_tokens_has_as_many_tokens(client: OpenAI, server: Serve, tokenizer: Any) -> None:
     answer = client.chat.completions.create(model=server.model, messages=STORY, temperature=0, max_tokens=12)
     (choice,) = answer.choices

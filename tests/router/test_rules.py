@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.messages import Generate, TextPrompt, WorkerEntry, WorkerHello
@@ -74,6 +74,7 @@ def test_isolated_request_is_cleared_well_past_its_death() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 4), min_size=1), max_size=30))
+@example([{0, 1, 2, 3, 4}, {2, 4}, {0, 1, 2}, {0, 1, 2, 4}, {1, 3}, {0, 3}, {0}])
 def test_nobody_survives_more_than_the_allowed_deaths(crashes: list[set[int]]) -> None:
     requests = [live(str(number)) for number in range(5)]
     gone: set[int] = set()

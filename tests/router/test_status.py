@@ -7,7 +7,7 @@ import pytest
 from common.messages import Load, ModelEntry, ModelTable
 from common.states import WorkerState
 from router import health
-from tests.fakes import BUDGET_BYTES, PROMPT_TOKENS, Cluster, FakeWorker, failed, finished, wait_until
+from tests.fakes import BUDGET_BYTES, CACHED_TOKENS, PROMPT_TOKENS, Cluster, FakeWorker, failed, finished, wait_until
 
 LOAD = Load(
     running=2,
@@ -21,6 +21,11 @@ LOAD = Load(
     accepted_tokens=1,
     plain_step_ms=12.5,
     speedup=1.25,
+    prefix_lookups=5,
+    prefix_hits=4,
+    prefix_tokens=300,
+    prefix_evictions=2,
+    prefix_bytes=4096,
 )
 
 
@@ -86,6 +91,8 @@ async def test_stats_add_up(cluster: Cluster, worker: FakeWorker) -> None:
     model = stats["models"]["tiny"]
     assert (model["state"], model["running"], model["waiting"]) == ("ready", 2, 1)
     assert (model["steps"], model["plain_step_ms"], model["kv_bytes"]) == (40, 12.5, 64)
+    assert model["prefix_cache"] == {"lookups": 5, "hits": 4, "hit_tokens": 300, "evictions": 2, "bytes": 4096}
+    assert stats["tokens"]["cached"] == model["cached_tokens"] == 3 * CACHED_TOKENS
     assert (model["acceptance_rate"], model["speedup"]) == (0.75, 1.5)
 
 
@@ -118,6 +125,11 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
         f"vllm:e2e_request_latency_seconds_count{{{model}}} 1.0",
         f"vllm:request_prompt_tokens_count{{{model}}} 1.0",
         f'mlxspec_request_errors_total{{code="context_length_exceeded",{model}}} 1.0',
+        f"vllm:prompt_tokens_cached_total{{{model}}} {CACHED_TOKENS}.0",
+        f"vllm:prefix_cache_queries_total{{{model}}} 1.0",
+        f"vllm:prefix_cache_hits_total{{{model}}} 300.0",
+        f"mlxspec_prefix_cache_evictions_total{{{model}}} 2.0",
+        f"mlxspec_prefix_cache_bytes{{{model}}} 4096.0",
         f"mlxspec_speculation_speedup{{{model}}} 1.25",
         f"mlxspec_memory_budget_bytes {BUDGET_BYTES}.0",
     ):

@@ -15,6 +15,7 @@ from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
 from worker.drafting import Drafting
 from worker.engine import Engine, Pace
+from worker.prefix_cache import PrefixCache
 from worker.request import Request, Row
 from worker.scheduler import Limits
 from worker.step_times import GRID, StepTimes
@@ -25,7 +26,11 @@ VOCABULARY = 96
 
 def make_model(kind: str, seed: int = 0) -> Any:
     """A random model of `kind`: llama, qwen3 or gemma3 (sliding windows of 16 tokens)."""
-    model = _BUILDERS[kind]()
+    return randomized(_BUILDERS[kind](), seed)
+
+
+def randomized(model: Any, seed: int = 0) -> Any:
+    """The model with random weights."""
     mx.random.seed(seed)
     # Larger than usual weights, so that the next token depends on all of the context.
     model.update(tree_map_with_path(lambda name, a: mx.random.normal(a.shape) * _scale(name, a), model.parameters()))
@@ -143,16 +148,20 @@ def make_engine(
     drafter: Drafter | Callable[[Target], Drafter] | None = None,
     rows: int = 8,
     chunk_tokens: int | None = None,
+    prefix_bytes: int = 0,
+    kv_bits: int = 0,
 ) -> Engine:
     """An engine around `model` whose rows all draft with one drafter (n-gram where none is given), made of its target.
 
-    `chunk_tokens` bounds a prompt's chunks by giving steps that price.
+    `chunk_tokens` bounds a prompt's chunks by giving steps that price. It keeps no prefixes unless `prefix_bytes` says
+    how many bytes of them.
     """
     times = flat_times() if chunk_tokens is None else StepTimes([0.1 * n / chunk_tokens for n in GRID])
-    target = Target(model)
+    target = Target(model, kv_bits)
     limits = Limits(rows=rows, waiting=1000, kv_bytes=None, kv_bytes_per_token=1)
     chosen = drafter(target) if callable(drafter) else drafter or NgramDrafter(5)
-    return Engine(target, times, limits, Drafting({chosen.name: chosen}, in_auto=(chosen.name,)), Pace())
+    drafting = Drafting({chosen.name: chosen}, in_auto=(chosen.name,))
+    return Engine(target, times, limits, drafting, Pace(), prefixes=PrefixCache(prefix_bytes))
 
 
 def model_drafter(draft_model: Any) -> Callable[[Target], Drafter]:

@@ -52,8 +52,8 @@ def _dispatching(original: Any) -> Any:
 
 def ragged_attention(
     queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
+    keys: Any,
+    values: Any,
     cache: RaggedKVCache,
     scale: float,
     mask: Visibility,
@@ -61,12 +61,24 @@ def ragged_attention(
 ) -> mx.array:
     """Attention of a packed step.
 
-    queries [tokens, heads, 1, head_dim]; keys and values [slots, kv_heads, capacity, head_dim];
+    queries [tokens, heads, 1, head_dim]; keys and values as the cache's `update_and_fetch` gave them;
     returns [tokens, heads, 1, value_dim].
     """
     windows = [window for window in (mask.window, cache.window) if window]
     window = min(windows) if windows else None
-    outputs = [_attend(queries, keys, values, cache.step, group, scale, window, sinks) for group in cache.step.groups]
+    outputs = [
+        _attend(
+            queries,
+            cache.attended(keys, group),
+            cache.attended(values, group),
+            cache.step,
+            group,
+            scale,
+            window,
+            sinks,
+        )
+        for group in cache.step.groups
+    ]
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 
 
@@ -82,11 +94,10 @@ def _attend(
 ) -> mx.array:
     heads, kv_heads = queries.shape[1], keys.shape[1]
     folded = heads // kv_heads if step.style.folds_heads and sinks is None else 1
-    slots = slice(group.first_slot, group.first_slot + group.slots)
     output = _softmax_attention(
         _padded(queries, step, group, folded),
-        keys[slots, :, : group.extent],
-        values[slots, :, : group.extent],
+        keys,
+        values,
         scale,
         step.mask(group, window, folded),
         sinks,

@@ -78,8 +78,8 @@ class RaggedState:
 
     def begin(self, segments: Sequence[Segment]) -> Step:
         """Start a step; grows the slots' number and capacity as it needs. Segments must continue their slots."""
+        self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
         for segment in segments:
-            self._reserve(segment)
             assert segment.width > 0 and segment.start == self.lengths[segment.slot], segment
         self.step = Step(segments, self.style)
         return self.step
@@ -93,14 +93,19 @@ class RaggedState:
         """Forget a slot's tokens."""
         self.lengths[slot] = 0
 
-    def _reserve(self, segment: Segment) -> None:
-        if segment.slot >= self.slots:
-            wanted = 1 << segment.slot.bit_length()
-            self.lengths += [0] * (wanted - self.slots)
-        extent = round_up(segment.end, self.style.extent_step)
-        if extent > self.capacity_tokens:
-            roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
-            self.capacity_tokens = round_up(max(extent, roomy), CAPACITY_STEP)
+    def reserve(self, slot: int, end: int) -> None:
+        """Let `slot` exist, with room for `end` tokens; the caches' arrays grow when they are next written to."""
+        slots, self.capacity_tokens = self.sized_for(slot, end)
+        self.lengths += [0] * (slots - self.slots)
+
+    def sized_for(self, slot: int, end: int) -> tuple[int, int]:
+        """Number of slots and tokens in each, once `slot` has room for `end` tokens."""
+        slots = self.slots if slot < self.slots else 1 << slot.bit_length()
+        extent = round_up(end, self.style.extent_step)
+        if extent <= self.capacity_tokens:
+            return slots, self.capacity_tokens
+        roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
+        return slots, round_up(max(extent, roomy), CAPACITY_STEP)
 
 
 class RaggedKVCache:
@@ -110,11 +115,12 @@ class RaggedKVCache:
     for rope (`offset` [tokens]); `ragged_attention` puts the rows together again.
     """
 
+    POOLS = 2  # arrays that it keeps
+
     def __init__(self, state: RaggedState, window: int | None = None) -> None:
         self.state = state
         self.window = window
-        self.keys: mx.array | None = None  # [slots, kv_heads, capacity, head_dim]
-        self.values: mx.array | None = None
+        self.pools: list[mx.array] = []  # keys and values [slots, kv_heads, capacity, head_dim], once there are some
 
     @property
     def step(self) -> Step:
@@ -130,31 +136,48 @@ class RaggedKVCache:
         """What mlx-lm's models hand on to attention as `mask`: only a note of the layer's window."""
         return Visibility(window_size)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write [tokens, kv_heads, 1, head_dim] of this step; returns the whole slots."""
-        self.keys = self._write(self.keys, keys)
-        self.values = self._write(self.values, values)
-        return self.keys, self.values
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Write [tokens, kv_heads, 1, head_dim] of this step; returns the whole slots, as `attended` takes them."""
+        self._write([keys, values])
+        return self.pools[0], self.pools[1]
 
-    def _write(self, pool: mx.array | None, new: mx.array) -> mx.array:
-        heads, dim = new.shape[1], new.shape[3]
-        pool = _grown(pool, (self.state.slots, heads, self.state.capacity_tokens, dim), new.dtype)
-        pool[self.step.slots, :, self.step.positions] = new[:, :, 0]  # in place: the cache holds the sole reference
-        return pool
+    def attended(self, slots: mx.array, group: Group) -> mx.array:
+        """A group's part [slots, kv_heads, extent, head_dim] of the keys or values that `update_and_fetch` gave."""
+        return slots[group.first_slot : group.first_slot + group.slots, :, : group.extent]
+
+    def _write(self, new: Sequence[mx.array]) -> None:
+        """Write [tokens, kv_heads, 1, dim] of each pool; in place, as the cache holds the sole reference."""
+        self._grow([(array.shape[1], array.shape[3], array.dtype) for array in new])
+        for pool, array in zip(self.pools, new, strict=True):
+            pool[self.step.slots, :, self.step.positions] = array[:, :, 0]
+
+    def fill(self, slot: int, arrays: Sequence[mx.array]) -> None:
+        """Write [kv_heads, tokens, dim] of each pool to the beginning of a slot."""
+        self._grow([(array.shape[0], array.shape[2], array.dtype) for array in arrays])
+        for pool, array in zip(self.pools, arrays, strict=True):
+            pool[slot, :, : array.shape[1]] = array
+
+    def _grow(self, forms: Sequence[tuple[int, int, mx.Dtype]]) -> None:
+        """Let there be a pool for each (kv_heads, dim, dtype), large enough."""
+        pools: list[mx.array | None] = [*self.pools] or [None] * len(forms)
+        slots, capacity = self.state.slots, self.state.capacity_tokens
+        self.pools = [
+            _grown(pool, (slots, heads, capacity, dim), dtype)
+            for pool, (heads, dim, dtype) in zip(pools, forms, strict=True)
+        ]
 
     def scrub(self, slot: int) -> None:
         """Overwrite a slot with zeros."""
-        if self.keys is not None and self.values is not None:
-            self.keys[slot] = 0
-            self.values[slot] = 0
+        for pool in self.pools:
+            pool[slot] = 0
 
     def clear(self) -> None:
         """Give the memory back."""
-        self.keys = self.values = None
+        self.pools = []
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
+        return sum(pool.nbytes for pool in self.pools)
 
 
 class Visibility:
