@@ -189,6 +189,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     drafters: tuple[str, ...]
     load_s: float
+    kv_bytes_per_row: int = 0  # recurrent states, whatever the row's length
+    speculation: bool = True
+    speculation_reason: str = ""  # why it is off
 
 
 class StateChanged(Message, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from worker.blas_threads import ThreadChoice
 from worker.drafters.ngram import NgramDrafter
 from worker.engine import Engine, Pace
 from worker.scheduler import Limits
-from worker.target import Target
+from worker.target import KVSize, Target
 
 _GIB = 1 << 30
 
@@ -43,10 +43,13 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     loaded = loader.load(path, model.weights or config.engine.weights)
     reference = self_test.reference_logits(loaded.model)
     target = Target(loaded.model)
-    self_test.check(target, reference)
-    per_token = target.kv_bytes_per_token()
+    unspeculative = self_test.check(target, reference)
+    if unspeculative:
+        log.warning("The model decodes without speculation. %s", fields(reason=unspeculative))
+    size = target.measure_kv()
     times = calibration.measured_times(target, path, loaded.weights)
-    engine = Engine(target, times, _limits(config, model, per_token), _drafter(config), _pace(config))
+    engine = Engine(target, times, _limits(config, model, size), _drafter(config), _pace(config))
+    engine.speculates = not unspeculative
     engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
         architecture=str(loaded.config.get("model_type", "unknown")),
@@ -54,7 +57,10 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
         vocabulary=vocabulary_size(loaded.config, loaded.tokenizer),
         weights_dtype=loaded.weights,
         weights_bytes=loaded.weights_bytes,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=size.per_token,
+        kv_bytes_per_row=size.per_row,
+        speculation=engine.speculates,
+        speculation_reason=unspeculative,
         backend=backend.describe(),
         has_chat_template=loaded.tokenizer.chat_template is not None,
         drafters=(engine.drafter.name,),
@@ -87,12 +93,13 @@ def _thread_setter(most: int) -> Callable[[float, float], None] | None:
     return after_step
 
 
-def _limits(config: Config, model: ModelConfig, per_token: int) -> Limits:
+def _limits(config: Config, model: ModelConfig, size: KVSize) -> Limits:
     return Limits(
         rows=model.max_batch_size or config.engine.max_batch_size,
         waiting=config.engine.max_waiting,
         kv_bytes=int(config.engine.kv_cache_gb * _GIB) or None,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=size.per_token,
+        kv_bytes_per_row=size.per_row,
     )
 
 

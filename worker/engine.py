@@ -125,6 +125,7 @@ class Engine:
     waiting: deque[Request] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
+    speculates: bool = True  # no row drafts if not: the model's states cannot be rolled back
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
@@ -221,7 +222,7 @@ class Engine:
 
     def _draft_limit(self, row: Row) -> int:
         speculation = row.request.speculation
-        if not speculation.is_on:
+        if not (speculation.is_on and self.speculates):
             return 0
         wanted = speculation.max_draft_tokens
         limit = self.pace.max_draft_tokens if wanted is None else wanted
@@ -246,7 +247,7 @@ class Engine:
                 chosen += range(len(tokens) - asked, len(tokens))
                 position = len(feed.row.tokens)
                 draws += [Draw(feed.row.request.sampling, position + i) for i in range(asked)]
-        segments = [Segment(f.row.slot, f.row.cached, len(f.tokens)) for f in feeds]
+        segments = [Segment(f.row.slot, f.row.cached, len(f.tokens), stands=not f.draft.tokens) for f in feeds]
         logits = self.target.forward(segments, tokens, chosen or [0])
         own = choose(logits, draws) if draws else logits
         mx.eval(own, self.target.cached_arrays())

@@ -1,0 +1,178 @@
+"""Runs a model's mixers (recurrent layers, latent attention) in packed steps, block by block.
+
+A mixer is the innermost module that is called with a layer's cache. Its class is replaced by a subclass that, given one
+of our caches, takes the packed arguments [tokens, 1, …] apart into blocks [rows, width, …], runs the original on each
+with a cache in the form that it knows, and packs what it returns. Given any other cache it does what it always did.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+from mlx_lm.models.cache import ArraysCache
+
+from worker.cache.blocks import Block, attention_blocks, recurrent_blocks, token_order
+from worker.cache.latent import BlockKV, IgnoredKV, block_mask
+from worker.cache.ragged import RaggedKVCache, RaggedState, Step, Visibility
+from worker.cache.recurrent import LiveBlock, RecurrentCache, pick_rows
+from worker.cache.stepping import stepping
+
+_Arguments = dict[str, Any]  # of one call, by name
+
+
+def intercept(module: nn.Module) -> None:
+    """Let a module run block by block when it is called with a ragged cache."""
+    kind = type(module)
+    if hasattr(kind, "mixes"):
+        return
+
+    names = list(inspect.signature(kind.__call__).parameters)[1:]
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given: _Arguments = dict(zip(names, args, strict=False)) | kwargs
+        at = next((name for name, value in given.items() if _is_ragged(value)), None)
+        if at is None:
+            return kind.__call__(self, *args, **kwargs)
+        return _mix(lambda arguments: kind.__call__(self, **arguments), given, at)
+
+    module.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "mixes": True})
+
+
+def _is_ragged(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_ragged(member) for member in value)
+    return isinstance(value, RaggedKVCache | RecurrentCache)
+
+
+def _mix(run: Callable[[_Arguments], Any], given: _Arguments, at: str) -> Any:
+    """One call of a mixer, whose cache is the argument `at`, for all blocks of the step."""
+    members = given[at] if isinstance(given[at], tuple) else (given[at],)
+    state: RaggedState = members[0].state
+    step = state.step
+    assert step is not None
+    recurrent = next((member for member in members if isinstance(member, RecurrentCache)), None)
+    if recurrent is None:
+        extent_step = step.style.extent_step if len(members) > 1 else None  # a list: one of them chooses among keys
+        blocks = step.remember(("attention blocks", extent_step), lambda: attention_blocks(step.segments, extent_step))
+        outputs = [run(_for_attention(given, at, step, block)) for block in blocks]
+    else:
+        blocks = step.remember(("recurrent blocks",), lambda: recurrent_blocks(step.segments))
+        outputs = [_run_recurrent(run, given, at, step, live) for live in recurrent.live_blocks(blocks)]
+    return _packed(step, blocks, outputs)
+
+
+def _for_attention(given: _Arguments, at: str, step: Step, block: Block) -> _Arguments:
+    cache = given[at]
+    arguments = _of_block(given, step, block)
+    if isinstance(cache, tuple):
+        arguments[at] = tuple(BlockKV(member, step, block) for member in cache)
+        return _masked(arguments, cache[0], step, block)
+    arguments[at] = BlockKV(cache, step, block)
+    return _masked(arguments, cache, step, block)
+
+
+def _run_recurrent(run: Callable[[_Arguments], Any], given: _Arguments, at: str, step: Step, live: LiveBlock) -> Any:
+    block, cache = live.block, given[at]
+    arguments = _of_block(given, step, block)
+    if isinstance(cache, tuple):
+        arguments[at] = tuple(
+            live.cache if isinstance(member, RecurrentCache) else BlockKV(member, step, block) for member in cache
+        )
+        attended = next(member for member in cache if isinstance(member, RaggedKVCache))
+        arguments = _masked(arguments, attended, step, block)
+    else:
+        arguments[at] = live.cache
+        arguments = {name: None if isinstance(value, Visibility) else value for name, value in arguments.items()}
+    if not block.stands and block.width > 1:
+        live.calls.append(lambda states, rows, tokens: _replay(run, arguments, at, block, states, rows, tokens))
+    with stepping(not block.stands):
+        return run(arguments)
+
+
+def _replay(
+    run: Callable[[_Arguments], Any],
+    arguments: _Arguments,
+    at: str,
+    block: Block,
+    states: ArraysCache,
+    rows: Sequence[int],
+    tokens: int,
+) -> None:
+    """Run a mixer again over the first `tokens` tokens of some rows, for the states that it leaves in `states`."""
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, mx.array) and value.shape[:2] == (block.rows, block.width):
+            return _present(pick_rows(value, rows))[:, :tokens]
+        if isinstance(value, mx.array) and value.shape == (block.rows,):
+            return pick_rows(value, rows)
+        return value
+
+    again = {name: None if _is_mask(name, value) else shortened(value) for name, value in arguments.items()}
+    cache = arguments[at]
+    again[at] = (
+        tuple(states if isinstance(m, ArraysCache) else IgnoredKV(m, rows) for m in cache)
+        if isinstance(cache, tuple)
+        else states
+    )
+    with stepping(True):
+        run(again)
+
+
+def _of_block(given: _Arguments, step: Step, block: Block) -> _Arguments:
+    """The arguments as one block's: [tokens, 1, …] as [rows, width, …], and positions [tokens] as those of its rows."""
+
+    def taken(value: Any) -> Any:
+        if not isinstance(value, mx.array):
+            return value
+        if value.shape[:2] == (step.tokens, 1):
+            return _taken(value, step, block).reshape(block.rows, block.width, *value.shape[2:])
+        if value.shape == (step.tokens,):
+            return _taken(value, step, block).reshape(block.rows, block.width)[:, 0]
+        return value
+
+    return {name: taken(value) for name, value in given.items()}
+
+
+def _taken(value: mx.array, step: Step, block: Block) -> mx.array:
+    """A block's tokens of an array [tokens, …]."""
+    if block.first_token is not None:
+        return value[block.first_token : block.first_token + len(block.tokens)]
+    return value[step.remember(("tokens", block.tokens), lambda: mx.array(block.tokens, dtype=mx.int32))]
+
+
+def _masked(arguments: _Arguments, cache: RaggedKVCache, step: Step, block: Block) -> _Arguments:
+    """The arguments with the block's own mask in place of the note that the model's top level was given."""
+    notes = [value.window for value in arguments.values() if isinstance(value, Visibility)]
+    windows = [window for window in (*notes, cache.window) if window]
+    mask = block_mask(step, block, min(windows) if windows else None)
+    return {name: mask if _is_mask(name, value) else value for name, value in arguments.items()}
+
+
+def _is_mask(name: str, value: Any) -> bool:
+    return isinstance(value, Visibility) or "mask" in name
+
+
+def _packed(step: Step, blocks: Sequence[Block], outputs: Sequence[Any]) -> Any:
+    """What a mixer returned for each block, [rows, width, …], as [tokens, 1, …]; tuples are packed one by one."""
+    order = step.remember(("order", id(blocks)), lambda: _index(token_order(blocks)))
+
+    def packed(*parts: Any) -> Any:
+        if not isinstance(parts[0], mx.array):
+            return parts[0]
+        flat = [part.reshape(-1, 1, *part.shape[2:]) for part in parts]
+        joined = flat[0] if len(flat) == 1 else mx.concatenate(flat)
+        return joined if order is None else joined[order]
+
+    return tree_map(packed, outputs[0], *outputs[1:])
+
+
+def _index(places: list[int] | None) -> mx.array | None:
+    return None if places is None else mx.array(places, dtype=mx.int32)
+
+
+def _present(array: mx.array | None) -> mx.array:
+    assert array is not None
+    return array
