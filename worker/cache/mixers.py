@@ -7,6 +7,7 @@ with a cache in the form that it knows, and packs what it returns. Given any oth
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from worker.cache.blocks import Block, attention_blocks, recurrent_blocks, token_order
 from worker.cache.latent import BlockKV, IgnoredKV, block_mask
+from worker.cache.projections import Products, RecalledPass, SharedPass, during, open_layers
 from worker.cache.ragged import RaggedKVCache, RaggedState, Step, Visibility
 from worker.cache.recurrent import LiveBlock, RecurrentCache, pick_rows
 from worker.cache.stepping import stepping
@@ -29,6 +31,7 @@ def intercept(module: nn.Module) -> None:
     if hasattr(kind, "mixes"):
         return
 
+    open_layers(module)
     names = list(inspect.signature(kind.__call__).parameters)[1:]
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,30 +56,38 @@ def _mix(run: Callable[[_Arguments], Any], given: _Arguments, at: str) -> Any:
     state: RaggedState = members[0].state
     step = state.step
     assert step is not None
+    shared = SharedPass()
     recurrent = next((member for member in members if isinstance(member, RecurrentCache)), None)
-    if recurrent is None:
-        extent_step = step.style.extent_step if len(members) > 1 else None  # a list: one of them chooses among keys
-        blocks = step.remember(("attention blocks", extent_step), lambda: attention_blocks(step.segments, extent_step))
-        outputs = [run(_for_attention(given, at, step, block)) for block in blocks]
-    else:
-        blocks = step.remember(("recurrent blocks",), lambda: recurrent_blocks(step.segments))
-        outputs = [_run_recurrent(run, given, at, step, live) for live in recurrent.live_blocks(blocks)]
-    return _packed(step, blocks, outputs)
+    with during(shared):
+        if recurrent is None:
+            extent_step = step.style.extent_step if len(members) > 1 else None  # a list: one of them chooses among keys
+            blocks = step.remember(
+                ("attention blocks", extent_step), lambda: attention_blocks(step.segments, extent_step)
+            )
+            outputs = [_run_attention(run, given, at, step, block, shared) for block in blocks]
+        else:
+            blocks = step.remember(("recurrent blocks",), lambda: recurrent_blocks(step.segments))
+            lives = recurrent.live_blocks(blocks)
+            outputs = [_run_recurrent(run, given, at, step, live, shared) for live in lives]
+    return _packed(step, blocks, outputs, shared)
 
 
-def _for_attention(given: _Arguments, at: str, step: Step, block: Block) -> _Arguments:
+def _run_attention(
+    run: Callable[[_Arguments], Any], given: _Arguments, at: str, step: Step, block: Block, shared: SharedPass
+) -> Any:
     cache = given[at]
-    arguments = _of_block(given, step, block)
-    if isinstance(cache, tuple):
-        arguments[at] = tuple(BlockKV(member, step, block) for member in cache)
-        return _masked(arguments, cache[0], step, block)
-    arguments[at] = BlockKV(cache, step, block)
-    return _masked(arguments, cache, step, block)
+    members = cache if isinstance(cache, tuple) else (cache,)
+    views = tuple(BlockKV(member, step, block) for member in members)
+    arguments, _ = _begin(given, step, block, shared)
+    arguments[at] = views if isinstance(cache, tuple) else views[0]
+    return run(_masked(arguments, members[0], step, block))
 
 
-def _run_recurrent(run: Callable[[_Arguments], Any], given: _Arguments, at: str, step: Step, live: LiveBlock) -> Any:
+def _run_recurrent(
+    run: Callable[[_Arguments], Any], given: _Arguments, at: str, step: Step, live: LiveBlock, shared: SharedPass
+) -> Any:
     block, cache = live.block, given[at]
-    arguments = _of_block(given, step, block)
+    arguments, products = _begin(given, step, block, shared)
     if isinstance(cache, tuple):
         arguments[at] = tuple(
             live.cache if isinstance(member, RecurrentCache) else BlockKV(member, step, block) for member in cache
@@ -87,38 +98,47 @@ def _run_recurrent(run: Callable[[_Arguments], Any], given: _Arguments, at: str,
         arguments[at] = live.cache
         arguments = {name: None if isinstance(value, Visibility) else value for name, value in arguments.items()}
     if not block.stands and block.width > 1:
-        live.calls.append(lambda states, rows, tokens: _replay(run, arguments, at, block, states, rows, tokens))
+        live.calls.append(_Recorded(run, arguments, at, block, products).replay)
     with stepping(not block.stands):
         return run(arguments)
 
 
-def _replay(
-    run: Callable[[_Arguments], Any],
-    arguments: _Arguments,
-    at: str,
-    block: Block,
-    states: ArraysCache,
-    rows: Sequence[int],
-    tokens: int,
-) -> None:
-    """Run a mixer again over the first `tokens` tokens of some rows, for the states that it leaves in `states`."""
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """One call of a mixer with one block's arguments, and what its linear layers made of them."""
 
-    def shortened(value: Any) -> Any:
-        if isinstance(value, mx.array) and value.shape[:2] == (block.rows, block.width):
-            return _present(pick_rows(value, rows))[:, :tokens]
-        if isinstance(value, mx.array) and value.shape == (block.rows,):
-            return pick_rows(value, rows)
-        return value
+    run: Callable[[_Arguments], Any]
+    arguments: _Arguments
+    at: str
+    block: Block
+    products: Products
 
-    again = {name: None if _is_mask(name, value) else shortened(value) for name, value in arguments.items()}
-    cache = arguments[at]
-    again[at] = (
-        tuple(states if isinstance(m, ArraysCache) else IgnoredKV(m, rows) for m in cache)
-        if isinstance(cache, tuple)
-        else states
-    )
-    with stepping(True):
-        run(again)
+    def replay(self, states: ArraysCache, rows: Sequence[int], tokens: int) -> None:
+        """Run it again over the first `tokens` tokens of some rows, for the states that it leaves in `states`."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, mx.array) and value.shape[:2] == (self.block.rows, self.block.width):
+                return _present(pick_rows(value, rows))[:, :tokens]
+            if isinstance(value, mx.array) and value.shape == (self.block.rows,):
+                return pick_rows(value, rows)
+            return value
+
+        again = {name: None if _is_mask(name, value) else cut(value) for name, value in self.arguments.items()}
+        cache = self.arguments[self.at]
+        again[self.at] = (
+            tuple(states if isinstance(member, ArraysCache) else IgnoredKV(member, rows) for member in cache)
+            if isinstance(cache, tuple)
+            else states
+        )
+        with stepping(True), during(RecalledPass(self.products, cut)):
+            self.run(again)
+
+
+def _begin(given: _Arguments, step: Step, block: Block, shared: SharedPass) -> tuple[_Arguments, Products]:
+    """A block's arguments, and where the products of its linear layers are noted."""
+    arguments = _of_block(given, step, block)
+    parts = [(arguments[name], value) for name, value in given.items() if _is_by_token(value, step)]
+    return arguments, shared.begin(parts, lambda value: _rows(value, step, block))
 
 
 def _of_block(given: _Arguments, step: Step, block: Block) -> _Arguments:
@@ -127,13 +147,22 @@ def _of_block(given: _Arguments, step: Step, block: Block) -> _Arguments:
     def taken(value: Any) -> Any:
         if not isinstance(value, mx.array):
             return value
-        if value.shape[:2] == (step.tokens, 1):
-            return _taken(value, step, block).reshape(block.rows, block.width, *value.shape[2:])
+        if _is_by_token(value, step):
+            return _rows(value, step, block)
         if value.shape == (step.tokens,):
             return _taken(value, step, block).reshape(block.rows, block.width)[:, 0]
         return value
 
     return {name: taken(value) for name, value in given.items()}
+
+
+def _is_by_token(value: Any, step: Step) -> bool:
+    return isinstance(value, mx.array) and value.shape[:2] == (step.tokens, 1)
+
+
+def _rows(value: mx.array, step: Step, block: Block) -> mx.array:
+    """[tokens, 1, …] → [rows, width, …]."""
+    return _taken(value, step, block).reshape(block.rows, block.width, *value.shape[2:])
 
 
 def _taken(value: mx.array, step: Step, block: Block) -> mx.array:
@@ -155,16 +184,22 @@ def _is_mask(name: str, value: Any) -> bool:
     return isinstance(value, Visibility) or "mask" in name
 
 
-def _packed(step: Step, blocks: Sequence[Block], outputs: Sequence[Any]) -> Any:
+def _packed(step: Step, blocks: Sequence[Block], outputs: Sequence[Any], shared: SharedPass) -> Any:
     """What a mixer returned for each block, [rows, width, …], as [tokens, 1, …]; tuples are packed one by one."""
     order = step.remember(("order", id(blocks)), lambda: _index(token_order(blocks)))
+
+    def joined(parts: Sequence[mx.array]) -> mx.array:
+        flat = [part.reshape(-1, 1, *part.shape[2:]) for part in parts]
+        together = flat[0] if len(flat) == 1 else mx.concatenate(flat)
+        return together if order is None else together[order]
 
     def packed(*parts: Any) -> Any:
         if not isinstance(parts[0], mx.array):
             return parts[0]
-        flat = [part.reshape(-1, 1, *part.shape[2:]) for part in parts]
-        joined = flat[0] if len(flat) == 1 else mx.concatenate(flat)
-        return joined if order is None else joined[order]
+        if len(parts) > 1 and (last := shared.last_layer(parts)):
+            layer, given = last
+            return layer(joined(given))
+        return joined(parts)
 
     return tree_map(packed, outputs[0], *outputs[1:])
 
