@@ -230,6 +230,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "routed_scaling_factor": 1.0,
     },
+    # attention written out in the model's file, with scores of five axes
+    "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8.0},
     "qwen2": {},
 }
 

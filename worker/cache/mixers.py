@@ -32,6 +32,7 @@ def intercept(module: nn.Module) -> None:
         return
 
     open_layers(module)
+    shaped = _with_folded_masks if _folds_heads(module) else _unchanged
     names = list(inspect.signature(kind.__call__).parameters)[1:]
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,9 +40,23 @@ def intercept(module: nn.Module) -> None:
         at = next((name for name, value in given.items() if _is_ragged(value)), None)
         if at is None:
             return kind.__call__(self, *args, **kwargs)
-        return _mix(lambda arguments: kind.__call__(self, **arguments), given, at)
+        return _mix(lambda arguments: kind.__call__(self, **shaped(arguments)), given, at)
 
     module.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "mixes": True})
+
+
+def _folds_heads(module: nn.Module) -> bool:
+    """Whether its scores are [rows, kv_heads, repeats, width, extent]: gemma2 computes them by itself."""
+    return type(module).__module__.endswith(".gemma2") and getattr(module, "repeats", 1) > 1
+
+
+def _with_folded_masks(arguments: _Arguments) -> _Arguments:
+    is_folded = {name: "mask" in name and isinstance(value, mx.array) for name, value in arguments.items()}
+    return {name: value[:, :, None] if is_folded[name] else value for name, value in arguments.items()}
+
+
+def _unchanged(arguments: _Arguments) -> _Arguments:
+    return arguments
 
 
 def _is_ragged(value: Any) -> bool:
