@@ -220,6 +220,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     drafters: tuple[str, ...]
     load_s: float
     kv_bits: int = 0
+    kv_bytes_per_row: int = 0  # recurrent states, whatever the row's length
+    speculation: bool = True
+    speculation_reason: str = ""  # why it is off
 
 
 class StateChanged(Message, frozen=True, kw_only=True):

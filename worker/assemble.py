@@ -20,7 +20,7 @@ from worker.drafting import Drafting
 from worker.engine import Engine, Pace
 from worker.prefix_cache import PrefixCache
 from worker.scheduler import Limits
-from worker.target import Target
+from worker.target import KVSize, Target
 
 _GIB = 1 << 30
 
@@ -48,12 +48,12 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     loaded = loader.load(path, model.weights or config.engine.weights)
     reference = self_test.reference_logits(loaded.model)
     kv_bits = config.engine.kv_bits if model.kv_bits is None else model.kv_bits
-    target = _checked_target(loaded.model, reference, kv_bits)
-    per_token = target.kv_bytes_per_token()
+    target, unspeculative = _checked_target(loaded.model, reference, kv_bits)
+    size = target.measure_kv()
     weights = loaded.weights + (f", {kv_bits}-bit cache" if kv_bits else "")
     times = calibration.measured_times(target, path, weights)
-    available = find_drafters(path, loaded, target, times, config, model)
-    engine = Engine(target, times, _limits(config, model, per_token), _drafting(available, config), _pace(config))
+    available = Available() if unspeculative else find_drafters(path, loaded, target, times, config, model)
+    engine = Engine(target, times, _limits(config, model, size), _drafting(available, config), _pace(config))
     engine.prefixes = _prefixes(config, target)
     engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
@@ -62,7 +62,10 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
         vocabulary=loader.vocabulary_size(loaded.config, loaded.tokenizer),
         weights_dtype=loaded.weights,
         weights_bytes=loaded.weights_bytes,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=size.per_token,
+        kv_bytes_per_row=size.per_row,
+        speculation=not unspeculative,
+        speculation_reason=unspeculative,
         backend=backend.describe(),
         has_chat_template=loaded.tokenizer.chat_template is not None,
         drafters=tuple(available.drafters),
@@ -73,22 +76,31 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     return Ready(engine, loaded.tokenizer, facts, loader.end_tokens(loaded.tokenizer, loaded.config))
 
 
-def _checked_target(model: Any, reference: list[Any], kv_bits: int) -> Target:
-    """The model with its caches, checked with unrounded keys and values first."""
+def _checked_target(model: Any, reference: list[Any], kv_bits: int) -> tuple[Target, str]:
+    """The model with its caches, checked with unrounded keys and values first; and why it cannot speculate, or ""."""
     target = Target(model)
-    self_test.check(target, reference)
-    if not kv_bits:
-        return target
-    quantized = Target(model, kv_bits)
+    unspeculative = self_test.check(target, reference)
+    if kv_bits:
+        target = _rounded(model, reference, kv_bits)
+    if unspeculative:
+        log.warning("The model decodes without speculation. %s", fields(reason=unspeculative))
+    return target, unspeculative
+
+
+def _rounded(model: Any, reference: list[Any], kv_bits: int) -> Target:
+    target = Target(model, kv_bits)
     try:
-        off = self_test.check(quantized, reference, self_test.ROUNDED_TOLERANCE[kv_bits])
-    except (AttributeError, TypeError, ValueError) as error:  # the model's own code looks into keys or values
+        fault = self_test.check(target, reference, self_test.ROUNDED_TOLERANCE[kv_bits])
+    except self_test.WrongLogits as error:
+        fault = str(error)
+    if fault:
         raise UnsupportedCache(
-            f"kv_bits is {kv_bits}, but this model's attention does not work with quantized keys and values ({error}): "
+            f"kv_bits is {kv_bits}, but this model does not work with quantized keys and values ({fault}): "
             "set kv_bits = 0 for it"
-        ) from error
+        )
+    off = self_test.rounding_error(target, reference)
     log.info("Keys and values are rounded. %s", fields(kv_bits=kv_bits, logits_off=round(off, 4)))
-    return quantized
+    return target
 
 
 def _thread_setter(most: int) -> Callable[[float, float], None] | None:
@@ -108,12 +120,13 @@ def _thread_setter(most: int) -> Callable[[float, float], None] | None:
     return after_step
 
 
-def _limits(config: Config, model: ModelConfig, per_token: int) -> Limits:
+def _limits(config: Config, model: ModelConfig, size: KVSize) -> Limits:
     return Limits(
         rows=model.max_batch_size or config.engine.max_batch_size,
         waiting=config.engine.max_waiting,
         kv_bytes=int(config.engine.kv_cache_gb * _GIB) or None,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=size.per_token,
+        kv_bytes_per_row=size.per_row,
     )
 
 

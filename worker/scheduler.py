@@ -13,18 +13,20 @@ WORTH_WAITING_TOKENS = 64  # a shared beginning of fewer tokens is sooner read t
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the batch may use. `kv_bytes` None: no limit but the rows."""
+    """What the batch may use. `kv_bytes` None: no limit but the rows. Recurrent states take bytes by row, not token."""
 
     rows: int
     waiting: int
     kv_bytes: int | None
     kv_bytes_per_token: int
+    kv_bytes_per_row: int = 0
 
 
 def kv_bytes_needed(rows: int, longest_tokens: int, limits: Limits) -> int:
     """Bytes of a cache for `rows` rows of which the longest may come to need `longest_tokens`."""
     slots = 1 << max(rows - 1, 0).bit_length()
-    return slots * round_up(longest_tokens, CAPACITY_STEP) * limits.kv_bytes_per_token
+    by_length = round_up(longest_tokens, CAPACITY_STEP) * limits.kv_bytes_per_token
+    return slots * (by_length + limits.kv_bytes_per_row)
 
 
 def fits_alone(request: Request, limits: Limits) -> bool:

@@ -5,6 +5,7 @@ Works with mlx-lm's model classes as they are. Two seams are used: the attention
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -13,10 +14,19 @@ import mlx.nn as nn
 from worker import cpu_ops
 from worker.cache import spans
 from worker.cache.attention import attention_style, install
+from worker.cache.families import LayerCache, ragged_caches
 from worker.cache.layout import Segment
 from worker.cache.quantized import QuantizedRaggedKVCache, quantized
-from worker.cache.ragged import RaggedKVCache, RaggedState, make_ragged_caches
+from worker.cache.ragged import RaggedKVCache, RaggedState
 from worker.cache.spans import KVSpan
+
+
+@dataclass(frozen=True, slots=True)
+class KVSize:
+    """Bytes of cache: for each position of a row, and for each row whatever its length (recurrent states)."""
+
+    per_token: int
+    per_row: int
 
 
 class Target:
@@ -29,9 +39,9 @@ class Target:
     def __init__(self, model: nn.Module, kv_bits: int = 0) -> None:
         self.model = model
         self.state = RaggedState(attention_style())
-        self.caches: Sequence[RaggedKVCache] = make_ragged_caches(model, self.state)
+        self.caches = ragged_caches(model, self.state)
         if kv_bits:
-            self.caches = quantized(self.caches, kv_bits)
+            self.caches = list(quantized(self.caches, kv_bits))
         install(model)
         cpu_ops.install(model)
         self._head = _HeadInput.of(model)
@@ -47,18 +57,24 @@ class Target:
         packed = (tokens if isinstance(tokens, mx.array) else mx.array(list(tokens), dtype=mx.int32))[:, None]
         self._head.select(None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32))
         logits: mx.array = self.model(packed, cache=self.caches)
+        self._head.select(None)  # whoever else calls the model wants all of its tokens
         if logits.shape[0] != len(chosen):  # the model's inner part could not be reached
             logits = logits[mx.array(list(chosen), dtype=mx.int32)]
         return logits[:, -1]
 
     def cached_arrays(self) -> list[mx.array]:
-        """Keys and values of all layers, to be evaluated with the step."""
-        return [pool for cache in self.caches for pool in cache.pools]
+        """Keys, values and recurrent states of all layers, to be evaluated with the step."""
+        return [array for cache in self.layers for array in cache.arrays()]
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """The caches of all layers, one after the other."""
+        return [c for cache in self.caches for c in (cache if isinstance(cache, tuple) else (cache,))]
 
     @property
     def has_prefixes(self) -> bool:
         """Whether the state after any prefix of a slot's tokens can be copied out of it and into another slot."""
-        return all(type(cache) in (RaggedKVCache, QuantizedRaggedKVCache) for cache in self.caches)
+        return all(type(cache) in (RaggedKVCache, QuantizedRaggedKVCache) for cache in self.layers)
 
     @property
     def span_bytes_per_token(self) -> int:
@@ -67,36 +83,45 @@ class Target:
 
     def extract(self, slot: int, start: int, end: int) -> KVSpan:
         """Copy positions [start, end) of a slot, not evaluated; it must be before the next step."""
-        return spans.extract(self.caches, slot, start, end)
+        return spans.extract(self._kv_layers, slot, start, end)
 
     def insert(self, slot: int, span: KVSpan) -> None:
         """Let a free slot begin with a span, written with the next step."""
         assert self.has_prefixes
         self.state.reserve(slot, span.tokens)
-        spans.insert(self.caches, slot, span)
+        spans.insert(self._kv_layers, slot, span)
         self.state.commit(slot, span.tokens)
+
+    @property
+    def _kv_layers(self) -> list[RaggedKVCache]:
+        return [cache for cache in self.layers if isinstance(cache, RaggedKVCache)]
 
     def scrub(self, slot: int) -> None:
         """Overwrite a slot with zeros: what is not finite would reach other rows through masked products."""
-        for cache in self.caches:
+        for cache in self.layers:
             cache.scrub(slot)
 
     def clear(self) -> None:
         """Forget all rows and give the cache's memory back."""
         self.state.lengths = []
         self.state.capacity_tokens = 0
-        for cache in self.caches:
+        self.state.step = None
+        for cache in self.layers:
             cache.clear()
 
     @property
     def kv_bytes(self) -> int:
-        return sum(cache.nbytes for cache in self.caches)
+        return sum(cache.nbytes for cache in self.layers)
 
-    def kv_bytes_per_token(self) -> int:
+    def measure_kv(self) -> KVSize:
         """Measured from a one-token step when the cache is empty."""
         assert self.state.slots == 0
         mx.eval(self.forward([Segment(0, 0, 1)], [0], [0]), self.cached_arrays())
-        size = self.kv_bytes // (self.state.slots * self.state.capacity_tokens)
+        by_token = sum(cache.nbytes for cache in self.layers if isinstance(cache, RaggedKVCache))
+        size = KVSize(
+            per_token=by_token // (self.state.slots * self.state.capacity_tokens),
+            per_row=2 * (self.kv_bytes - by_token),  # the states before a step are kept until it is settled
+        )
         self.clear()
         return size
 
@@ -116,8 +141,8 @@ class _HeadInput:
     @classmethod
     def of(cls, model: nn.Module) -> "_HeadInput":
         head = cls()
-        inner = getattr(model, "model", None)
-        if not isinstance(inner, nn.Module):
+        inner = _layers_of(model)
+        if inner is None:
             return head
         kind = type(inner)
         if isinstance(shared := getattr(kind, "head_input", None), cls):  # another target of the same model
@@ -131,3 +156,10 @@ class _HeadInput:
             kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "head_input": head}
         )
         return head
+
+
+def _layers_of(model: nn.Module) -> nn.Module | None:
+    """The part of a model between its input and its vocabulary projection, None if it cannot be told."""
+    text = getattr(model, "language_model", model)
+    parts = [getattr(text, name, None) for name in ("model", "backbone", "transformer")]
+    return next((part for part in parts if isinstance(part, nn.Module)), None)

@@ -59,7 +59,7 @@ def verify(target: Target, feeds: Sequence[Feed]) -> list[Verified]:
         if feed.reaches_end:
             chosen += range(end - feed.draft.length - 1, end)
             draws += feed.row.draws(_draft_tokens(feed))
-    segments = [Segment(f.row.slot, f.row.cached, f.size) for f in feeds]
+    segments = [Segment(f.row.slot, f.row.cached, f.size, stands=not f.draft.length) for f in feeds]
     logits = target.forward(segments, packed, chosen or [0])
     own = choose(logits, draws) if draws else logits
     measured = measure(logits, own, [draw.logprobs for draw in draws])

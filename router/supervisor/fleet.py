@@ -304,7 +304,8 @@ class Fleet:
         model.note = ""
         if facts := model.facts:
             model.base_bytes = facts.weights_bytes + memory.PROCESS_BYTES
-            model.need_bytes = model.base_bytes + memory.ADMITTED_TOKENS * facts.kv_bytes_per_token
+            by_length = memory.ADMITTED_TOKENS * facts.kv_bytes_per_token
+            model.need_bytes = model.base_bytes + by_length + facts.kv_bytes_per_row
 
     def _share_memory(self) -> None:
         """Give each ready worker its share of what models that are being loaded leave."""

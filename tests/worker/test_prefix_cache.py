@@ -238,7 +238,7 @@ def test_random_joins_with_hits_change_no_token(kind: str, chunk_tokens: int | N
 
 @cache
 def bytes_per_token(kind: str) -> int:
-    return Target(model(kind)).kv_bytes_per_token()
+    return Target(model(kind)).measure_kv().per_token
 
 
 def stored_bytes(engine: Engine) -> int:

@@ -5,13 +5,13 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models import mamba2
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
 
-from tests.worker import tiny
+from tests.worker import families, tiny
 from worker import self_test
 from worker.cache.layout import Segment
 from worker.cache.ragged import UnsupportedCache
+from worker.cache.recurrent import states_of
 from worker.target import Target
 
 
@@ -61,7 +61,7 @@ def test_capacity_grows_and_keeps_what_was_written() -> None:
 def test_self_test_accepts_a_model_that_works() -> None:
     model = tiny.make_model("gemma3")
     reference = self_test.reference_logits(model)
-    self_test.check(Target(model), reference)
+    assert self_test.check(Target(model), reference) == ""
 
 
 def test_self_test_refuses_a_model_whose_logits_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,27 +77,58 @@ def test_self_test_refuses_a_model_whose_logits_change(monkeypatch: pytest.Monke
         self_test.check(target, reference)
 
 
-def test_a_recurrent_model_is_refused_by_the_name_of_its_cache() -> None:
-    arguments = mamba2.ModelArgs.from_dict(
-        {
-            "model_type": "mamba2",
-            "num_heads": 4,
-            "head_dim": 8,
-            "vocab_size": 32,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "state_size": 8,
-            "num_hidden_layers": 1,
-            "layer_norm_epsilon": 1e-5,
-            "conv_kernel": 4,
-            "n_groups": 1,
-            "use_bias": False,
-            "use_conv_bias": True,
-            "tie_word_embeddings": True,
-            "time_step_limit": (0.0, 1.0),
-            "time_step_rank": 4,
-            "ssm_state_size": 8,
-        }
-    )
-    with pytest.raises(UnsupportedCache, match="ArraysCache"):
-        Target(mamba2.Model(arguments))
+def test_model_that_cannot_be_rolled_back_decodes_without_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.make_model("rwkv7")
+    reference = self_test.reference_logits(model)
+    monkeypatch.setattr("worker.cache.recurrent.LiveBlock.replay", lambda live, rows, tokens: states_of(live.cache))
+    reason = self_test.check(Target(model), reference)
+    assert "off by" in reason
+    assert "rolled back" in reason
+
+
+def test_self_test_refuses_a_recurrent_model_whose_states_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.make_model("mamba2")
+    reference = self_test.reference_logits(model)
+    monkeypatch.setattr("worker.cache.blocks.Block.is_fresh", True)
+    with pytest.raises(self_test.WrongLogits, match="off by"):
+        self_test.check(Target(model), reference)
+
+
+def test_failure_in_a_models_own_code_is_told_with_its_reason() -> None:
+    model = tiny.make_model("llama")
+    reference = self_test.reference_logits(model)
+    target = Target(model)
+    target.caches = []
+    with pytest.raises(self_test.WrongLogits, match="failed in a packed step"):
+        self_test.check(target, reference)
+
+
+def test_model_with_a_cache_of_another_kind_is_refused_by_its_name() -> None:
+    model = tiny.make_model("llama")
+    model.__class__ = type("Model", (type(model),), {"make_cache": lambda _: [ChunkedKVCache(8)] * 3})
+    with pytest.raises(UnsupportedCache, match="ChunkedKVCache"):
+        Target(model)
+
+
+def test_model_whose_code_cannot_work_with_rows_is_refused_with_the_reason() -> None:
+    model = tiny.make_model("llama")
+    model.__class__ = type("Model", (type(model),), {"__module__": "mlx_lm.models.llama4"})
+    with pytest.raises(UnsupportedCache, match="llama4 are not supported: its chunked attention"):
+        Target(model)
+
+
+def test_bytes_of_recurrent_states_are_counted_by_row() -> None:
+    assert Target(tiny.make_model("llama")).measure_kv().per_row == 0
+    only_states, both = Target(families.make_model("mamba2")), Target(families.make_model("falcon_h1"))
+    assert only_states.measure_kv().per_token == 0
+    assert only_states.measure_kv().per_row == 2 * 3 * 4 * (3 * 64 + 4 * 8 * 8)  # layers × float32 × (conv + state)
+    assert both.measure_kv().per_token == 2 * 3 * 4 * 2 * 8  # keys and values × layers × float32 × heads × dim
+    assert both.measure_kv().per_row > 0
+
+
+def test_cleared_target_holds_no_states() -> None:
+    target = Target(families.make_model("jamba"))
+    mx.eval(target.forward([Segment(0, 0, 5)], [1] * 5, [4]), target.cached_arrays())
+    assert target.kv_bytes > 0
+    target.clear()
+    assert target.kv_bytes == 0

@@ -1,6 +1,7 @@
 """Attention over a ragged cache, in place of `scaled_dot_product_attention` in mlx-lm's model files."""
 
-import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -9,13 +10,13 @@ import mlx.nn as nn
 from worker import cpu_ops
 from worker.cache.layout import AttentionStyle, Group
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
+from worker.cache.stepping import RECURRENCES, stepwise
+from worker.cache.wiring import ATTENTION, model_files
 
 # On a CPU a group is a handful of small operations (some 30 µs), and a score costs an `exp` for each head (100 ns).
 CPU_STYLE = AttentionStyle(extent_step=32, group_overhead=800, folds_heads=True)
 # On a GPU one more kernel launch costs more than any padding of a decode step, but not than a prompt's.
 GPU_STYLE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False)
-
-_FUNCTION = "scaled_dot_product_attention"
 
 
 def attention_style() -> AttentionStyle:
@@ -24,11 +25,19 @@ def attention_style() -> AttentionStyle:
 
 
 def install(model: nn.Module) -> None:
-    """Let the model's own files call `ragged_attention` when they are given a ragged cache."""
-    for module in {sys.modules[type(part).__module__] for part in model.modules()}:
-        original = getattr(module, _FUNCTION, None)
-        if original is not None and not hasattr(original, "original"):
-            setattr(module, _FUNCTION, _dispatching(original))
+    """Let the model's own files call `ragged_attention` when they are given a ragged cache, and step recurrences."""
+    for module in model_files(model):
+        _replace(module, ATTENTION, _dispatching)
+        for name, recurrence in RECURRENCES.items():
+            _replace(module, name, partial(stepwise, recurrence=recurrence))
+
+
+def _replace(module: Any, name: str, made: Callable[[Any], Any]) -> None:
+    original = getattr(module, name, None)
+    if original is not None and not hasattr(original, "original"):
+        replacement = made(original)
+        replacement.original = original
+        setattr(module, name, replacement)
 
 
 def _dispatching(original: Any) -> Any:
@@ -46,7 +55,6 @@ def _dispatching(original: Any) -> Any:
         result: mx.array = original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
         return result
 
-    attention.original = original  # type: ignore[attr-defined]
     return attention
 
 
@@ -56,7 +64,7 @@ def ragged_attention(
     values: Any,
     cache: RaggedKVCache,
     scale: float,
-    mask: Visibility,
+    mask: Visibility | None,
     sinks: mx.array | None = None,
 ) -> mx.array:
     """Attention of a packed step.
@@ -64,7 +72,7 @@ def ragged_attention(
     queries [tokens, heads, 1, head_dim]; keys and values as the cache's `update_and_fetch` gave them;
     returns [tokens, heads, 1, value_dim].
     """
-    windows = [window for window in (mask.window, cache.window) if window]
+    windows = [window for window in (mask.window if mask else None, cache.window) if window]
     window = min(windows) if windows else None
     outputs = [
         _attend(

@@ -14,11 +14,15 @@ CAPACITY_STEP = 256  # slots grow by multiples of this many tokens
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One row's part of a step: `width` tokens written to `slot` from position `start` on."""
+    """One row's part of a step: `width` tokens written to `slot` from position `start` on.
+
+    `stands`: all of it will be kept, as with a prompt's chunk. Then no state has to be kept for a rollback.
+    """
 
     slot: int
     start: int
     width: int
+    stands: bool = False
 
     @property
     def end(self) -> int:

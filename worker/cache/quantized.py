@@ -29,7 +29,8 @@ class QuantizedRaggedKVCache(RaggedKVCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Quantize and write [tokens, kv_heads, 1, head_dim]; returns the whole slots, as `attended` takes them."""
-        self._write([*self._quantized(keys), *self._quantized(values)])
+        new = [*self._quantized(keys), *self._quantized(values)]
+        self._write(new, self.step.slots, self.step.positions)
         return _Packed(self.pools[:3], keys), _Packed(self.pools[3:], values)
 
     def attended(self, slots: Any, group: Group) -> mx.array:
@@ -64,9 +65,9 @@ class _Packed:
 def quantized(caches: Sequence[Any], kv_bits: int) -> list[QuantizedRaggedKVCache]:
     """The same caches in `kv_bits` bits. Raises `UnsupportedCache` when one holds something else than these."""
     for cache in caches:
-        if type(cache) is not RaggedKVCache:
+        if type(cache) is not RaggedKVCache or not cache.is_plain:
             raise UnsupportedCache(
-                f"kv_bits is {kv_bits}, but the model keeps a {type(cache).__name__}, which cannot be quantized: "
-                "set kv_bits = 0 for this model"
+                f"kv_bits is {kv_bits}, but the model keeps more than keys and values for plain attention (recurrent "
+                "states, latent or several caches a layer), which cannot be quantized: set kv_bits = 0 for this model"
             )
     return [QuantizedRaggedKVCache(cache.state, cache.window, kv_bits) for cache in caches]

@@ -5,14 +5,16 @@ until the next step writes over them. All layers share one `RaggedState`; a host
 so nothing here waits for the device.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from common.errors import ConfigError
 from worker.cache.layout import CAPACITY_STEP, AttentionStyle, Group, Segment, group_segments, round_up
+
+T = TypeVar("T")
 
 
 class UnsupportedCache(ConfigError):
@@ -31,24 +33,26 @@ class Step:
         self.tokens = len(positions)
         self.slots = mx.array(slots, dtype=mx.int32)  # [tokens]
         self.positions = mx.array(positions, dtype=mx.int32)  # [tokens]
-        self._memo: dict[tuple[Any, ...], mx.array] = {}
+        self.freed: set[int] = set()  # slots that were freed since
+        self._memo: dict[tuple[Any, ...], Any] = {}
 
     def gather_index(self, group: Group) -> mx.array:
         """[slots × width] packed tokens of a padded group."""
-        return self._remember(("gather", group.first_token), lambda: mx.array(group.gather_index(), dtype=mx.int32))
+        return self.remember(("gather", group.first_token), lambda: mx.array(group.gather_index(), dtype=mx.int32))
 
     def scatter_index(self, group: Group) -> mx.array:
         """[tokens of the group] places in the padded group."""
-        return self._remember(("scatter", group.first_token), lambda: mx.array(group.scatter_index(), dtype=mx.int32))
+        return self.remember(("scatter", group.first_token), lambda: mx.array(group.scatter_index(), dtype=mx.int32))
 
     def mask(self, group: Group, window: int | None, repeats: int) -> mx.array:
         """What each query may see: bool [slots, 1, repeats × width, extent]."""
-        return self._remember(("mask", group.first_token, window, repeats), lambda: _make_mask(group, window, repeats))
+        return self.remember(("mask", group.first_token, window, repeats), lambda: _make_mask(group, window, repeats))
 
-    def _remember(self, key: tuple[Any, ...], make: Any) -> mx.array:
+    def remember(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What `make` gave the first time it was asked for under `key` in this step."""
         if key not in self._memo:
             self._memo[key] = make()
-        return self._memo[key]
+        return cast(T, self._memo[key])
 
 
 def _make_mask(group: Group, window: int | None, repeats: int) -> mx.array:
@@ -92,6 +96,8 @@ class RaggedState:
     def free(self, slot: int) -> None:
         """Forget a slot's tokens."""
         self.lengths[slot] = 0
+        if self.step is not None:
+            self.step.freed.add(slot)
 
     def reserve(self, slot: int, end: int) -> None:
         """Let `slot` exist, with room for `end` tokens; the caches' arrays grow when they are next written to."""
@@ -120,6 +126,7 @@ class RaggedKVCache:
     def __init__(self, state: RaggedState, window: int | None = None) -> None:
         self.state = state
         self.window = window
+        self.is_plain = True  # only plain attention looks at it
         self.pools: list[mx.array] = []  # keys and values [slots, kv_heads, capacity, head_dim], once there are some
 
     @property
@@ -138,18 +145,22 @@ class RaggedKVCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Write [tokens, kv_heads, 1, head_dim] of this step; returns the whole slots, as `attended` takes them."""
-        self._write([keys, values])
+        self.write(keys, values, self.step.slots, self.step.positions)
         return self.pools[0], self.pools[1]
+
+    def write(self, keys: mx.array, values: mx.array, slots: mx.array, positions: mx.array) -> None:
+        """Write [tokens, kv_heads, 1, head_dim] to the given slots and positions, [tokens] each."""
+        self._write([keys, values], slots, positions)
 
     def attended(self, slots: mx.array, group: Group) -> mx.array:
         """A group's part [slots, kv_heads, extent, head_dim] of the keys or values that `update_and_fetch` gave."""
         return slots[group.first_slot : group.first_slot + group.slots, :, : group.extent]
 
-    def _write(self, new: Sequence[mx.array]) -> None:
+    def _write(self, new: Sequence[mx.array], slots: mx.array, positions: mx.array) -> None:
         """Write [tokens, kv_heads, 1, dim] of each pool; in place, as the cache holds the sole reference."""
         self._grow([(array.shape[1], array.shape[3], array.dtype) for array in new])
         for pool, array in zip(self.pools, new, strict=True):
-            pool[self.step.slots, :, self.step.positions] = array[:, :, 0]
+            pool[slots, :, positions] = array[:, :, 0]
 
     def fill(self, slot: int, arrays: Sequence[mx.array]) -> None:
         """Write [kv_heads, tokens, dim] of each pool to the beginning of a slot."""
@@ -165,6 +176,10 @@ class RaggedKVCache:
             _grown(pool, (slots, heads, capacity, dim), dtype)
             for pool, (heads, dim, dtype) in zip(pools, forms, strict=True)
         ]
+
+    def arrays(self) -> list[mx.array]:
+        """The pools, to be evaluated with the step."""
+        return list(self.pools)
 
     def scrub(self, slot: int) -> None:
         """Overwrite a slot with zeros."""
@@ -198,19 +213,16 @@ def _grown(pool: mx.array | None, shape: tuple[int, int, int, int], dtype: mx.Dt
     return grown
 
 
-def make_ragged_caches(model: Any, state: RaggedState) -> list[RaggedKVCache]:
-    """One cache a layer, in the form that the model makes for itself.
+def ragged_cache(cache: Any, state: RaggedState) -> RaggedKVCache:
+    """The ragged form of one of mlx-lm's key-value caches.
 
-    Raises `UnsupportedCache` for models with another kind of state (recurrent, chunked, quantized …).
+    Raises `UnsupportedCache` for another kind (chunked, quantized, rotating with a kept start …).
     """
-    return [_ragged(cache, state) for cache in make_prompt_cache(model)]
-
-
-def _ragged(cache: Any, state: RaggedState) -> RaggedKVCache:
     if type(cache) is KVCache:
         return RaggedKVCache(state)
     if type(cache) is RotatingKVCache and not cache.keep:
         return RaggedKVCache(state, window=cache.max_size)
     raise UnsupportedCache(
-        f"the model keeps a {type(cache).__name__}; supported are models with plain or sliding-window KV caches"
+        f"the model keeps a {type(cache).__name__}; supported are models with plain or sliding-window KV caches, "
+        "latent attention and recurrent states"
     )

@@ -56,7 +56,7 @@ def find(path: str, loaded: Loaded, target: Target, times: StepTimes, config: Co
         drafter.times = found.times
         available.add_tried(drafter, found, times)
     ratio = model.draft_layers_ratio or config.speculation.draft_layers_ratio
-    if config.speculation.auto_draft and ratio:
+    if config.speculation.auto_draft and ratio and target.has_prefixes:
         _add_layers(available, path, loaded, target, times, ratio, text)
     return available
 
@@ -102,7 +102,10 @@ def _load_draft_model(path: str, loaded: Loaded, weights: str) -> ModelDrafter:
         )
     reference = self_test.reference_logits(draft.model)
     target = Target(draft.model)
-    self_test.check(target, reference)
+    if reason := self_test.check(target, reference):
+        raise BadModel(f"it cannot roll back rejected tokens: {reason}")
+    if not target.has_prefixes:
+        raise BadModel("it keeps recurrent states, which a chain of drafted tokens cannot take back: choose another")
     return ModelDrafter(target, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
 
 

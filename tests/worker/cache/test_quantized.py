@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from common.sampling import Sampling
-from tests.worker import tiny
+from tests.worker import families, tiny
 from worker import self_test
 from worker.assemble import _checked_target
 from worker.cache.attention import CPU_STYLE, ragged_attention
@@ -99,7 +99,7 @@ def test_rounding_is_that_of_mlx_lm(kind: str, kv_bits: int) -> None:
 @pytest.mark.parametrize(("kv_bits", "bytes_per_token"), [(8, 64 + 8), (4, 32 + 8), (0, 256)])
 def test_a_token_takes_what_its_bits_take(kv_bits: int, bytes_per_token: int) -> None:
     """Packed integers, and a float32 scale and bias for each 64 elements; 3 layers, keys and values, 2 heads."""
-    assert Target(model("llama"), kv_bits).kv_bytes_per_token() == 3 * 2 * 2 * bytes_per_token
+    assert Target(model("llama"), kv_bits).measure_kv().per_token == 3 * 2 * 2 * bytes_per_token
 
 
 @pytest.mark.parametrize("kv_bits", [8, 4])
@@ -144,16 +144,12 @@ def test_heads_that_no_group_divides_are_refused_by_name() -> None:
     reference = self_test.reference_logits(small)
     with pytest.raises(UnsupportedCache, match=r"kv_bits is 8, but .* 8 elements.* set kv_bits = 0"):
         _checked_target(small, reference, 8)
-    assert _checked_target(small, reference, 0).kv_bytes_per_token() > 0
+    assert _checked_target(small, reference, 0)[0].measure_kv().per_token > 0
 
 
-def test_another_kind_of_cache_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Latent(RaggedKVCache):
-        pass
-
-    monkeypatch.setattr("worker.target.make_ragged_caches", lambda model, state: [Latent(state)])
-    with pytest.raises(UnsupportedCache, match=r"kv_bits is 4, but the model keeps a Latent.* set kv_bits = 0"):
-        Target(model("llama"), 4)
+def test_another_kind_of_cache_is_refused_with_the_reason() -> None:
+    with pytest.raises(UnsupportedCache, match=r"kv_bits is 4, but the model keeps more than .* set kv_bits = 0"):
+        Target(families.make_model("deepseek_v3"), 4)
 
 
 def test_a_model_that_looks_into_its_cache_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +163,7 @@ def test_a_model_that_looks_into_its_cache_is_refused_with_the_reason(monkeypatc
         return output if not isinstance(cache, QuantizedRaggedKVCache) else output + cache.keys
 
     monkeypatch.setattr(attention, "__call__", call)
-    with pytest.raises(UnsupportedCache, match=r"kv_bits is 8, but this model's attention .*keys.* set kv_bits = 0"):
+    with pytest.raises(UnsupportedCache, match=r"kv_bits is 8, but this model does not work .*keys.* set kv_bits = 0"):
         _checked_target(fresh, reference, 8)
 
 
@@ -175,5 +171,5 @@ def test_a_model_that_looks_into_its_cache_is_refused_with_the_reason(monkeypatc
 def test_self_test_accepts_rounded_keys_and_values(kv_bits: int) -> None:
     for kind in HEADS:
         fresh = new_model(kind)
-        target = _checked_target(fresh, self_test.reference_logits(fresh), kv_bits)
+        target, _ = _checked_target(fresh, self_test.reference_logits(fresh), kv_bits)
         assert isinstance(target.caches[0], QuantizedRaggedKVCache)

@@ -1,0 +1,142 @@
+"""Which of a model's modules use which cache: learned from a forward with its own caches, built but not computed."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import CacheList
+
+ATTENTION = "scaled_dot_product_attention"
+
+
+@dataclass
+class Wiring:
+    """What a forward did with its caches; caches are told apart by `id`, so they must outlive this.
+
+    `receivers`: the innermost modules that were called with a cache. `plain`: key-value caches whose keys, values and
+    mask went to the attention function just as they came from the cache.
+    """
+
+    receivers: dict[int, list[nn.Module]] = field(default_factory=dict)
+    plain: set[int] = field(default_factory=set)
+
+
+def trace(model: nn.Module, caches: Sequence[Any]) -> Wiring:
+    """Build a forward of two tokens with the model's own, empty caches and see where each goes."""
+    members = [member for cache in caches for member in members_of(cache)]
+    calls = _Calls({id(cache) for cache in (*caches, *members)})
+    attention = _AttentionCalls(members)
+    with ExitStack() as watched:
+        for kind in {type(module) for module in model.modules() if callable(module)}:
+            watched.enter_context(_replaced(kind, "__call__", calls.watching(kind.__call__)))
+        for file in model_files(model):
+            if hasattr(file, ATTENTION):
+                watched.enter_context(_replaced(file, ATTENTION, attention.watching(getattr(file, ATTENTION))))
+        model(mx.zeros((1, 2), dtype=mx.int32), cache=list(caches))
+    return Wiring(calls.innermost, attention.plain())
+
+
+def members_of(cache: Any) -> tuple[Any, ...]:
+    """The caches that a `CacheList` holds; a cache of another kind itself."""
+    return tuple(cache.caches) if isinstance(cache, CacheList) else (cache,)
+
+
+def model_files(model: nn.Module) -> list[Any]:
+    """The Python modules in which the classes of a model stand."""
+    return [sys.modules[name] for name in sorted({type(part).__module__ for part in model.modules()})]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a class or module, replaced for a while; an inherited one is inherited again afterwards."""
+    is_own = name in vars(owner)
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+
+class _Calls:
+    """Calls of modules with one of the known caches among their arguments."""
+
+    def __init__(self, known: set[int]) -> None:
+        self.known = known
+        self.innermost: dict[int, list[nn.Module]] = {}
+        self._below: list[dict[int, list[nn.Module]]] = [{}]  # for each call in progress: who got what inside it
+
+    def watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            received = {id(a) for a in (*args, *kwargs.values())} & self.known
+            self._below.append({})
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                self._end(module, received, self._below.pop())
+
+        return call
+
+    def _end(self, module: nn.Module, received: set[int], below: dict[int, list[nn.Module]]) -> None:
+        for cache in received:
+            others = [other for other in below.get(cache, []) if other is not module]
+            known = self.innermost.setdefault(cache, [])
+            if not others and not any(module is other for other in known):
+                known.append(module)
+            below.setdefault(cache, []).append(module)
+        for cache, modules in below.items():
+            self._below[-1].setdefault(cache, []).extend(modules)
+
+
+class _AttentionCalls:
+    """What key-value caches gave, and what the attention function got."""
+
+    def __init__(self, caches: Sequence[Any]) -> None:
+        self._fetched: dict[int, list[tuple[Any, Any]]] = {}
+        self._masks: list[Any] = []
+        self._called: list[tuple[Any, Any, Any]] = []
+        for cache in caches:
+            if hasattr(cache, "update_and_fetch"):
+                cache.update_and_fetch = self._fetching(cache, cache.update_and_fetch)
+            if hasattr(cache, "make_mask"):
+                cache.make_mask = self._masking(cache.make_mask)
+
+    def watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, **options: Any) -> Any:
+            self._called.append((keys, values, mask))
+            return original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
+
+        return call
+
+    def plain(self) -> set[int]:
+        return {cache for cache, pairs in self._fetched.items() if all(self._went_straight(*pair) for pair in pairs)}
+
+    def _went_straight(self, keys: Any, values: Any) -> bool:
+        masks = [mask for k, v, mask in self._called if k is keys and v is values]
+        return bool(masks) and all(m is None or isinstance(m, str) or self._is_made(m) for m in masks)
+
+    def _is_made(self, mask: Any) -> bool:
+        return any(mask is made for made in self._masks)
+
+    def _fetching(self, cache: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(keys: Any, values: Any) -> Any:
+            fetched = original(keys, values)
+            self._fetched.setdefault(id(cache), []).append(fetched)
+            return fetched
+
+        return call
+
+    def _masking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            mask = original(*args, **kwargs)
+            self._masks.append(mask)
+            return mask
+
+        return call
