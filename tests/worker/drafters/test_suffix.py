@@ -118,6 +118,11 @@ def test_the_rows_own_match_goes_before_an_equal_one_elsewhere() -> None:
     assert drafter.propose("second", "key", [1, 2, 3, 4, 60, 61, 1, 2, 3, 4], 1).tokens == (60,)
 
 
+def test_the_rows_own_match_goes_before_a_little_longer_one_elsewhere() -> None:
+    drafter = after([1, 2, 3, 4, 50, 51, 52])
+    assert drafter.propose("second", "key", [9, 2, 3, 4, 60, 61, 1, 2, 3, 4], 1).tokens == (60,)
+
+
 def test_a_much_longer_match_elsewhere_goes_before_the_rows_own() -> None:
     drafter = after(POEM)
     assert drafter.propose("second", "key", [POEM[19], 5, 6, *POEM[:20]], 3).tokens == tuple(POEM[20:23])
@@ -135,6 +140,19 @@ def test_a_live_row_sees_what_ends_while_it_runs() -> None:
     assert drafter.propose("live", "key", POEM[:5], 4) == NO_DRAFT
     drafter.finish("other", "key", POEM, 0)
     assert drafter.propose("live", "key", POEM[:6], 4).tokens == tuple(POEM[6:10])
+
+
+def test_a_row_in_a_long_match_turns_to_a_longer_one_that_has_ended_since() -> None:
+    drafter = after(POEM[5:])
+    assert drafter.propose("live", "key", POEM[:12], 1).tokens == (POEM[12],)
+    drafter.finish("other", "key", [*POEM[:13], 7, 8, 9], 0)
+    assert drafter.propose("live", "key", POEM[:13], 2).tokens == (7, 8)
+
+
+def test_a_copy_ends_with_the_output_that_it_comes_from() -> None:
+    drafter = after(POEM[:10])
+    drafter.finish("other", "key", [7, 8, 9], 0)
+    assert drafter.propose("second", "key", POEM[:8], 6).tokens == (POEM[8], POEM[9])
 
 
 def test_nothing_is_learned_from_a_row_that_is_forgotten() -> None:
@@ -183,14 +201,13 @@ def test_the_scope_least_recently_used_is_dropped() -> None:
 def test_memory_stays_within_what_it_says_however_much_is_written() -> None:
     drafter, dice = SuffixDrafter(scopes=2, generation_tokens=1000), random.Random(2)
     for n in range(400):
-        output = dice.choices(range(50000), k=dice.randrange(1, 300))
-        drafter.propose("row", str(n % 3), output[:10], 8)
-        drafter.finish("row", str(n % 3), output, 0)
+        output = dice.choices(range(50000), k=dice.choice([1, 40, 300, 998, 999, 1000, 1500]))
+        scope = str(n // 100)
+        drafter.propose("row", scope, output[:10], 8)
+        drafter.finish("row", scope, output, 0)
+        assert len(drafter._memories) <= 2
+        assert all(taken_bytes(memory) <= Memory.bytes_for(1000) for memory in drafter._memories.values())
     assert not drafter._rows
-    assert len(drafter._memories) == 2
-    for memory in drafter._memories.values():
-        assert taken_bytes(memory) <= Memory.bytes_for(1000)
-        assert all(500 < len(one.text) <= 1000 for one in memory.generations() if one is not memory.young)
 
 
 def taken_bytes(memory: Memory) -> int:
