@@ -179,6 +179,9 @@ class Load(Message, frozen=True, kw_only=True):
 class Generate(Message, frozen=True, kw_only=True):
     """One completion to make. `resume` holds the token ids that were already sent before a crash.
 
+    Requests of one `scope` (an API key) may draft from each other's outputs.
+
+
     `logprobs` is the number of alternatives to tell with each token's log-probability; None: tell none.
     """
 
@@ -189,6 +192,7 @@ class Generate(Message, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     speculation: Speculation = Speculation()
     ignore_eos: bool = False
+    scope: str = ""
     resume: tuple[int, ...] = ()
     logprobs: int | None = None
 

@@ -13,7 +13,15 @@ MAX_STOP_CHARS = 256
 MAX_DRAFT_TOKENS = 32
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
-DRAFTERS = ("auto", "combo", "ngram", "model", "layers", "none")  # `auto` and `combo` choose among a model's own
+DRAFTERS = (
+    "auto",
+    "combo",
+    "suffix",
+    "ngram",
+    "model",
+    "layers",
+    "none",
+)  # `auto` and `combo` choose among a model's own
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,13 @@
 """From what a body asks for to `Generate` messages: defaults, ranges, seeds."""
 
+import hashlib
 import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
 from common.config import Config, default_sampling, default_speculation
 from common.errors import InvalidRequest, InvalidValue
@@ -19,6 +21,7 @@ from common.sampling import (
     check_speculation,
     check_stop,
 )
+from router.app_keys import CONFIG, REQUEST_ID
 from router.schemas import HARMLESS, GenerationFields, SpeculativeOptions
 
 MAX_MAX_TOKENS = 2**31 - 1
@@ -36,12 +39,11 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def build(
+    request: web.Request,
     fields: GenerationFields,
     prompts: Sequence[Prompt],
     *,
     model: str,
-    request_id: str,
-    config: Config,
     choices: int = 1,
     max_tokens: int | None = None,
     logprobs: int | None = None,
@@ -50,6 +52,7 @@ def build(
 
     Without a seed each prompt gets a random one; choice i of a prompt uses its seed + i.
     """
+    config, request_id = request.app[CONFIG], request[REQUEST_ID]
     sampling = _sampling(fields, config)
     speculation = _speculation(fields.speculative, model, config)
     stop = _stop(fields.stop)
@@ -70,9 +73,16 @@ def build(
                     speculation=speculation,
                     ignore_eos=bool(fields.ignore_eos),
                     logprobs=logprobs,
+                    scope=_scope(request),
                 )
             )
     return tuple(messages)
+
+
+def _scope(request: web.Request) -> str:
+    """A name for the client's API key that does not tell it; "" for those without one."""
+    key = request.headers.get("Authorization") or request.headers.get("x-api-key") or ""
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
 
 
 def check_count(name: str, count: int, limit: int) -> None:

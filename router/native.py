@@ -22,7 +22,7 @@ from router.answers import (
     speculative_stats_of,
     usage_of,
 )
-from router.app_keys import BACKEND, CONFIG, REQUEST_ID
+from router.app_keys import BACKEND, CONFIG
 from router.body import read_body
 from router.logprobs import NativeLogprob, native_logprobs
 from router.schemas import BatchGenerateBody, GenerateBody
@@ -79,11 +79,10 @@ async def generate(request: web.Request) -> web.StreamResponse:
     backend = request.app[BACKEND]
     model = (await backend.resolve(body.model)).name
     generates = generation.build(
+        request,
         body,
         [prompt],
         model=model,
-        request_id=request[REQUEST_ID],
-        config=request.app[CONFIG],
         logprobs=body.logprobs,
     )
     with backend.start(model, generates) as streams:
@@ -102,9 +101,7 @@ async def batch_generate(request: web.Request) -> web.Response:
     generation.check_group(len(body.prompts), config)
     prompts = [_prompt(f"prompts[{number}]", text, is_raw=bool(body.raw)) for number, text in enumerate(body.prompts)]
     model = (await backend.resolve(body.model)).name
-    generates = generation.build(
-        body, prompts, model=model, request_id=request[REQUEST_ID], config=config, logprobs=body.logprobs
-    )
+    generates = generation.build(request, body, prompts, model=model, logprobs=body.logprobs)
     with backend.start(model, generates) as streams:
         outcomes = await collect(streams, generates)
     return json_response(_batch_answer(model, outcomes))

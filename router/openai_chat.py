@@ -7,7 +7,7 @@ from common.messages import ChatMessage, ChatPrompt, Delta
 from common.sampling import check_logprobs
 from router import generation, openai
 from router.answers import Answer, Completion
-from router.app_keys import BACKEND, CONFIG, REQUEST_ID
+from router.app_keys import BACKEND, CONFIG
 from router.body import read_body
 from router.logprobs import ChatLogprobs, chat_logprobs
 from router.schemas import ChatBody, ChatTurn
@@ -74,11 +74,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     prompt = ChatPrompt(messages=tuple(_message(number, turn) for number, turn in enumerate(body.messages)))
     model = (await request.app[BACKEND].resolve(body.model)).name
     generates = generation.build(
+        request,
         body,
         [prompt],
         model=model,
-        request_id=request[REQUEST_ID],
-        config=config,
         choices=choices,
         max_tokens=_max_tokens(body),
         logprobs=_logprobs(body),

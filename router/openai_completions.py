@@ -8,7 +8,7 @@ from common.errors import InvalidRequest, InvalidValue
 from common.messages import Delta, Prompt, TextPrompt, TokenPrompt
 from router import generation, openai
 from router.answers import Answer, Completion
-from router.app_keys import BACKEND, CONFIG, REQUEST_ID
+from router.app_keys import BACKEND, CONFIG
 from router.body import read_body
 from router.logprobs import TextLogprobs, text_logprobs
 from router.schemas import CompletionBody
@@ -58,11 +58,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     generation.check_group(len(prompts) * choices, config)
     model = (await request.app[BACKEND].resolve(body.model)).name
     generates = generation.build(
+        request,
         body,
         prompts,
         model=model,
-        request_id=request[REQUEST_ID],
-        config=config,
         choices=choices,
         logprobs=body.logprobs,
     )

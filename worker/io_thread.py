@@ -241,6 +241,7 @@ class IoThread:
             resume=generate.resume,
             arrived_s=served.engine.clock(),
             logprobs=generate.logprobs,
+            scope=generate.scope,
         )
 
     def _drop(self, request_id: str) -> None:

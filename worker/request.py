@@ -25,6 +25,7 @@ class Request:
     speculation: Speculation = _USUAL
     resume: tuple[int, ...] = ()
     arrived_s: float = 0.0
+    scope: str = ""  # requests of one scope may draft from each other's outputs
     logprobs: int | None = None
 
     @property

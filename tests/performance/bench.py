@@ -1,5 +1,6 @@
 """Measures mlxspec beside mlx_lm.server: same model, weights, prompts and BLAS, in turns, never at the same time.
 
+With --no-speculation the other server is mlxspec again, asked to decode plainly: what speculation alone is worth.
 Each measurement has a freshly started server: mlx_lm.server keeps prompts that it has seen, and would be spared
 reading them when they come again with another number of clients.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.e2e.server import TOP, Serve, free_port, wait_until
 from tests.performance import prompts as texts
 from tests.performance.load import Measured, Server, chat, measure
 
-OURS, THEIRS = "mlxspec", "mlx_lm"
+OURS, THEIRS, PLAIN = "mlxspec", "mlx_lm", "plain"
 DEMO_MODEL = "smollm2-135m"
 STOP_TIMEOUT_S = 10.0
 CALM_CORES = 0.1  # what other processes may take of the machine before a figure is called disturbed
@@ -39,10 +40,13 @@ CALM_CORES = 0.1  # what other processes may take of the machine before a figure
 class Round:
     """Both servers under the same load, one after the other; `stats` is what ours says about it.
 
+    `rival` names the other server, whose figures are `theirs`.
+
     `ours_others` and `theirs_others`: cores that other processes kept busy meanwhile.
     """
 
     clients: int
+    rival: str
     ours: Measured
     theirs: Measured
     stats: dict[str, Any]
@@ -57,18 +61,18 @@ class Round:
 def main() -> int:
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server is stopped then, too
-    chosen = texts.read(options.prompts, options.max_chars) if options.prompts else texts.PROMPTS
-    bodies = [chat(prompt, options.max_tokens) for prompt in texts.spread(chosen, options.n)]
-    if not bodies:
-        print(f"bench: {options.prompts} has no prompt of at most {options.max_chars} characters", file=sys.stderr)
+    try:
+        bodies = [chat(prompt, options.max_tokens) for prompt in texts.spread(choose(options), options.n)]
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
         return 2
     try:
         facts = our_facts(options.model)
-        folder = their_folder(options.model, facts["weights_dtype"])
+        pair = both(options, facts["weights_dtype"])
         print(f"{cores()} cores; {facts['backend']}; {facts['weights_dtype']} weights; model {options.model.name}")
         print(f"{len(bodies)} prompts, at most {options.max_tokens} tokens each, greedy", flush=True)
         rounds = [
-            measure_both(options.model, folder, bodies, clients, ours_first=repeat % 2 == 0)
+            measure_both(pair, bodies, clients, ours_first=repeat % 2 == 0)
             for clients in options.clients
             for repeat in range(options.repeats)
         ]
@@ -87,9 +91,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each server; the median counts")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines with "turns", as Spec-Bench has them')
+    parser.add_argument("--edits", action="store_true", help="edit tasks made from this repository's own files")
+    parser.add_argument("--categories", type=names, default=[], metavar="NAME,...", help="only these questions of FILE")
     parser.add_argument("--max-chars", type=int, default=900, metavar="N", help="longest prompt of FILE (default 900)")
     parser.add_argument("--n", type=int, default=16, metavar="N", help="how many prompts, evenly spread (default 16)")
     parser.add_argument("--model", type=Path, default=paths.models_dir() / DEMO_MODEL, metavar="DIR")
+    parser.add_argument("--drafter", metavar="NAME", help="the one that mlxspec is to use (default: its own choice)")
+    parser.add_argument(
+        "--no-speculation", action="store_true", help="compare with mlxspec without speculation, not with mlx_lm.server"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures of every request")
     return parser.parse_args()
 
@@ -99,6 +109,28 @@ def counts(text: str) -> list[int]:
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text}: at least one client is needed")
     return numbers
+
+
+def names(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def choose(options: argparse.Namespace) -> list[str]:
+    """The prompts asked for. Raises `ValueError` when options contradict each other or leave no prompt."""
+    if options.edits and options.prompts:
+        raise ValueError("--edits and --prompts name different prompts: give one of them")
+    if options.categories and not options.prompts:
+        raise ValueError("--categories chooses among the questions of --prompts FILE: give that, too")
+    if options.edits:
+        return texts.edits()
+    if not options.prompts:
+        return texts.PROMPTS
+    chosen = texts.read(options.prompts, options.max_chars, options.categories)
+    if not chosen:
+        raise ValueError(
+            f"{options.prompts} has no such prompt of at most {options.max_chars} characters: raise --max-chars"
+        )
+    return chosen
 
 
 def cores() -> int:
@@ -184,29 +216,60 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 # --- measuring ----------------------------------------------------------------------------------------
 
 
-def measure_both(
-    model: Path, folder: Path, bodies: Sequence[dict[str, Any]], clients: int, *, ours_first: bool
-) -> Round:
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """How to put either server under a load, and the other's name: each gives figures, others' cores and stats."""
+
+    rival: str
+    ours: "Load"
+    theirs: "Load"
+
+
+Load = Callable[[Sequence[dict[str, Any]], int], tuple[Measured, float, dict[str, Any]]]
+
+
+def both(options: argparse.Namespace, weights: str) -> Pair:
+    """Our server as asked for, and mlx_lm.server or ours without speculation."""
+    model: Path = options.model
+    speculative: Any = {"drafter": options.drafter} if options.drafter else True
+
+    def ours(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
+        return measure_ours(OURS, model, [{**body, "speculative": speculative} for body in bodies], clients)
+
+    def plain(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
+        return measure_ours(PLAIN, model, [{**body, "speculative": False} for body in bodies], clients)
+
+    if options.no_speculation:
+        return Pair(PLAIN, ours, plain)
+    folder = their_folder(model, weights)
+    return Pair(THEIRS, ours, lambda bodies, clients: measure_theirs(folder, bodies, clients))
+
+
+def measure_both(pair: Pair, bodies: Sequence[dict[str, Any]], clients: int, *, ours_first: bool) -> Round:
     """One round. Who goes first changes with each, so that a drift of the machine's speed cancels out."""
     if ours_first:
-        ours, ours_others, stats = measure_ours(model, bodies, clients)
-        theirs, theirs_others = measure_theirs(folder, bodies, clients)
+        ours, ours_others, stats = pair.ours(bodies, clients)
+        theirs, theirs_others, _ = pair.theirs(bodies, clients)
     else:
-        theirs, theirs_others = measure_theirs(folder, bodies, clients)
-        ours, ours_others, stats = measure_ours(model, bodies, clients)
-    return Round(clients, ours, theirs, stats, ours_others, theirs_others)
+        theirs, theirs_others, _ = pair.theirs(bodies, clients)
+        ours, ours_others, stats = pair.ours(bodies, clients)
+    return Round(clients, pair.rival, ours, theirs, stats, ours_others, theirs_others)
 
 
-def measure_ours(model: Path, bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
+def measure_ours(
+    name: str, model: Path, bodies: Sequence[dict[str, Any]], clients: int
+) -> tuple[Measured, float, dict[str, Any]]:
     with our_server(model) as serve:
-        server = Server(OURS, serve.url, serve.model)
+        server = Server(name, serve.url, serve.model)
         measured, others = asyncio.run(warm_measure(server, serve.process.pid, bodies, clients))
         return measured, others, serve.request("GET", "/stats")[1]["models"][serve.model]
 
 
-def measure_theirs(folder: Path, bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float]:
+def measure_theirs(
+    folder: Path, bodies: Sequence[dict[str, Any]], clients: int
+) -> tuple[Measured, float, dict[str, Any]]:
     with their_server(folder) as (server, pid):
-        return asyncio.run(warm_measure(server, pid, bodies, clients))
+        return *asyncio.run(warm_measure(server, pid, bodies, clients)), {}
 
 
 async def warm_measure(
@@ -233,28 +296,19 @@ def others_s(pid: int) -> float:
 
 # --- the report ---------------------------------------------------------------------------------------
 
-COLUMNS = [
-    "clients",
-    f"{OURS} tok/s",
-    f"{THEIRS} tok/s",
-    "ratio",
-    "TTFT p50 s",
-    THEIRS,
-    "ratio",
-    "TTFT max s",
-    THEIRS,
-    "ratio",
-    "same texts",
-    "accepted/drafted",
-    "speedup",
-]
+
+def columns(rival: str) -> list[str]:
+    speed = [f"{OURS} tok/s", f"{rival} tok/s", "ratio"]
+    waits = ["TTFT p50 s", rival, "ratio", "TTFT max s", rival, "ratio"]
+    return ["clients", *speed, *waits, "same texts", "accepted/drafted", "speedup"]
 
 
 def report(rounds: Sequence[Round]) -> None:
     """A table with one line for each number of clients, and what went wrong. `speedup` is what our /stats says."""
+    rival = rounds[0].rival
     by_clients = {one.clients: [r for r in rounds if r.clients == one.clients] for one in rounds}
-    rows = [COLUMNS, *(row(clients, group) for clients, group in by_clients.items())]
-    widths = [max(len(cells[i]) for cells in rows) for i in range(len(COLUMNS))]
+    rows = [columns(rival), *(row(clients, group) for clients, group in by_clients.items())]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     print()
     for number, cells in enumerate(rows):
         print("| " + " | ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) + " |")
@@ -262,10 +316,10 @@ def report(rounds: Sequence[Round]) -> None:
             print("|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
     print()
     for one in rounds:
-        for name, others in ((OURS, one.ours_others), (THEIRS, one.theirs_others)):
+        for name, others in ((OURS, one.ours_others), (rival, one.theirs_others)):
             if others > CALM_CORES:
                 print(f"DISTURBED: other processes took {others:.2f} cores from {name} at {one.clients} clients")
-    for name, all_errors in ((OURS, [r.ours.errors for r in rounds]), (THEIRS, [r.theirs.errors for r in rounds])):
+    for name, all_errors in ((OURS, [r.ours.errors for r in rounds]), (rival, [r.theirs.errors for r in rounds])):
         for error in [text for errors in all_errors for text in errors][:3]:
             print(f"{name} failed: {error}")
 

@@ -1,7 +1,19 @@
 """Prompts of several kinds, our own: what a person might ask, with and without text to copy from."""
 
+import builtins
+import contextlib
+import io
 import json
+import keyword
+import tokenize
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+
+TOP = Path(__file__).parents[2]
+EDIT_LINES = 60
+NEW_NAME = "parcel"
+NOT_TO_RENAME = {*keyword.kwlist, *dir(builtins), "self"}
 
 PROMPTS = [
     # questions
@@ -73,8 +85,37 @@ def spread(prompts: list[str], count: int) -> list[str]:
     return prompts[:: max(1, len(prompts) // count)][:count]
 
 
-def read(path: Path, max_chars: int) -> list[str]:
-    """First turns of a JSON-lines file of `{"turns": [...]}` (Spec-Bench's form) that are not too long."""
+def edits() -> list[str]:
+    """Tasks whose answers are mostly copied: the beginning of a file of this repository, with one name changed."""
+    files = sorted(file for part in ("common", "router", "worker") for file in (TOP / part).glob("*.py"))
+    beginnings = (file.read_text(encoding="utf-8").splitlines()[:EDIT_LINES] for file in files)
+    return [edit("\n".join(lines)) for lines in beginnings if len(lines) == EDIT_LINES]
+
+
+def edit(text: str) -> str:
+    """The text with its commonest name to be changed."""
+    return f"Repeat this file with every `{commonest_name(text)}` renamed to `{NEW_NAME}`:\n\n{text}"
+
+
+def commonest_name(code: str) -> str:
+    """The name that stands most often in Python code, which may break off anywhere; of equals the first."""
+    names: Counter[str] = Counter()
+    with contextlib.suppress(tokenize.TokenError):
+        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+            if token.type == tokenize.NAME and token.string not in NOT_TO_RENAME:
+                names[token.string] += 1
+    return names.most_common(1)[0][0]
+
+
+def read(path: Path, max_chars: int, categories: Collection[str] = ()) -> list[str]:
+    """First turns of a JSON-lines file of `{"category": ..., "turns": [...]}` (Spec-Bench's form), not too long.
+
+    Of `categories` only, if there are any. Raises `ValueError` for one that the file does not have.
+    """
     with path.open(encoding="utf-8") as lines:
-        turns: list[str] = [json.loads(line)["turns"][0] for line in lines if line.strip()]
+        questions = [json.loads(line) for line in lines if line.strip()]
+    known = {question.get("category", "") for question in questions}
+    if unknown := sorted(set(categories) - known):
+        raise ValueError(f"{path} has no category {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    turns: list[str] = [q["turns"][0] for q in questions if not categories or q["category"] in categories]
     return [turn for turn in turns if len(turn) <= max_chars]

@@ -13,6 +13,7 @@ from worker.drafters.drafter import Drafter
 from worker.drafters.layers import LayersDrafter, NoLayers
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
+from worker.drafters.suffix import SuffixDrafter
 from worker.drafters.trial import Trial
 from worker.loader import BadModel, Loaded
 from worker.step_times import StepTimes
@@ -47,7 +48,8 @@ def find(path: str, loaded: Loaded, target: Target, times: StepTimes, config: Co
     Raises `BadModel` when a draft model that is configured for this model does not fit it.
     """
     available = Available()
-    available.add(NgramDrafter(config.speculation.ngram_max_match))
+    available.add(SuffixDrafter())
+    available.drafters[NgramDrafter.name] = NgramDrafter(config.speculation.ngram_max_match)  # suffix does what it does
     text = loaded.tokenizer.encode(trial.TEXT)[: trial.MOST_TOKENS]
     if draft := _draft_model(loaded, config, model):
         name = f"{path}|{draft[0]}"
