@@ -173,11 +173,12 @@ def their_folder(model: Path, weights: str) -> Path:
 
 
 @contextmanager
-def their_server(folder: Path) -> Iterator[tuple[Server, int]]:
-    """The server and its process id."""
+def their_server(folder: Path, clients: int) -> Iterator[tuple[Server, int]]:
+    """The server, which may decode for all clients at once, and its process id."""
     port = free_port()
     server = Server(THEIRS, f"http://127.0.0.1:{port}", "default_model")
-    command = [sys.executable, "-P", "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
+    options = ["--model", str(folder), "--port", str(port), "--decode-concurrency", str(max(clients, 32))]
+    command = [sys.executable, "-P", "-m", "mlx_lm", "server", *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=their_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -268,7 +269,7 @@ def measure_ours(
 def measure_theirs(
     folder: Path, bodies: Sequence[dict[str, Any]], clients: int
 ) -> tuple[Measured, float, dict[str, Any]]:
-    with their_server(folder) as (server, pid):
+    with their_server(folder, clients) as (server, pid):
         return *asyncio.run(warm_measure(server, pid, bodies, clients)), {}
 
 

@@ -13,20 +13,20 @@ from mlx_lm.utils import save_config, save_model
 from worker import backend, loader
 
 
-def build(source: Path, target: Path) -> None:
+def build(source: Path, target: Path, weights: str = "float32") -> None:
     """Bit for bit the weights of the worker: both servers then compute the same model."""
     backend.prepare()
-    loaded = loader.load(str(source), "float32")
+    loaded = loader.load(str(source), weights)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
         save_model(partial, loaded.model)
         config = {key: value for key, value in loaded.config.items() if not key.startswith("quantization")}
-        save_config(config | {"torch_dtype": "float32"}, partial / "config.json")
+        save_config(config | {"torch_dtype": weights}, partial / "config.json")
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), Path(sys.argv[2]))
+    build(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:4])

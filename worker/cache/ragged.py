@@ -6,6 +6,7 @@ so nothing here waits for the device.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import mlx.core as mx
@@ -160,7 +161,9 @@ class RaggedKVCache:
         """Write [tokens, kv_heads, 1, dim] of each pool; in place, as the cache holds the sole reference."""
         self._grow([(array.shape[1], array.shape[3], array.dtype) for array in new])
         for pool, array in zip(self.pools, new, strict=True):
-            pool[slots, :, positions] = array[:, :, 0]
+            heads = array.shape[1]
+            places = self.step.remember(("places", id(slots), heads), partial(_places, slots, positions, heads))
+            pool[places] = array[:, :, 0]
 
     def fill(self, slot: int, arrays: Sequence[mx.array]) -> None:
         """Write [kv_heads, tokens, dim] of each pool to the beginning of a slot."""
@@ -202,6 +205,14 @@ class Visibility:
 
     def __init__(self, window: int | None) -> None:
         self.window = window
+
+
+def _places(slots: mx.array, positions: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
+    """Index of [tokens, heads] places in a pool, in the very form that a scatter takes: all layers share it."""
+    parts = (slots[:, None], mx.arange(heads)[None], positions[:, None])
+    shape = (slots.shape[0], heads)
+    slot, head, position = (mx.contiguous(mx.broadcast_to(part.astype(mx.uint32), shape)) for part in parts)
+    return slot, head, position
 
 
 def _grown(pool: mx.array | None, shape: tuple[int, int, int, int], dtype: mx.Dtype) -> mx.array:
