@@ -10,6 +10,7 @@ import msgspec
 from common.config import Config, default_sampling, default_speculation
 from common.errors import InvalidRequest, InvalidValue
 from common.messages import Generate, Prompt
+from common.priority import SERVICE_TIERS, Priority, to_priority
 from common.sampling import (
     MAX_SEED,
     Sampling,
@@ -19,7 +20,7 @@ from common.sampling import (
     check_speculation,
     check_stop,
 )
-from router.schemas import HARMLESS, GenerationFields, SpeculativeOptions
+from router.schemas import HARMLESS, GenerationFields, OpenAIFields, SpeculativeOptions
 
 MAX_MAX_TOKENS = 2**31 - 1
 SAMPLING_FIELDS = (
@@ -53,6 +54,7 @@ def build(
     sampling = _sampling(fields, config)
     speculation = _speculation(fields.speculative, model, config)
     stop = _stop(fields.stop)
+    priority = _priority(fields)
     limit = _max_tokens(fields.max_tokens if max_tokens is None else max_tokens, config)
     if logprobs is not None:
         check_logprobs("logprobs", logprobs)
@@ -70,6 +72,7 @@ def build(
                     speculation=speculation,
                     ignore_eos=bool(fields.ignore_eos),
                     logprobs=logprobs,
+                    priority=priority,
                 )
             )
     return tuple(messages)
@@ -155,6 +158,20 @@ def _switched_on(default: Speculation) -> Speculation:
         drafter="auto" if default.drafter == "none" else default.drafter,
         max_draft_tokens=default.max_draft_tokens or None,
     )
+
+
+def _priority(fields: GenerationFields) -> Priority:
+    named = None if fields.priority is None else to_priority(fields.priority)
+    if not isinstance(fields, OpenAIFields) or fields.service_tier is None:
+        return Priority.NORMAL if named is None else named
+    tier = to_priority(fields.service_tier, "service_tier", SERVICE_TIERS)
+    if named not in (None, tier):
+        raise InvalidRequest(
+            f"priority is {fields.priority!r} and service_tier is {fields.service_tier!r}; they say different things, "
+            "give one of them",
+            param="service_tier",
+        )
+    return tier
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:

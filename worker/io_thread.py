@@ -241,6 +241,7 @@ class IoThread:
             resume=generate.resume,
             arrived_s=served.engine.clock(),
             logprobs=generate.logprobs,
+            priority=generate.priority,
         )
 
     def _drop(self, request_id: str) -> None:
@@ -343,6 +344,7 @@ class IoThread:
             prefix_tokens=engine.prefixes.hit_tokens,
             prefix_evictions=engine.prefixes.tree.evictions,
             prefix_bytes=engine.prefixes.tree.nbytes,
+            preempted=totals.preempted,
         )
 
     def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
