@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from common.errors import ContextLengthExceeded, InternalError, Overloaded
 from common.messages import Timings
-from worker import scheduler
+from worker import scheduler, slots
 from worker.acceptance import accept
 from worker.drafters.drafter import NO_DRAFT, Draft
 from worker.drafting import Drafting
@@ -18,7 +18,7 @@ from worker.ends import already_over, timings_of, usage_of, without_row
 from worker.prefix_cache import PrefixCache
 from worker.report import Gain, StepReport, Totals
 from worker.request import Request, Row
-from worker.scheduler import Limits, Shape
+from worker.scheduler import Limits
 from worker.step_times import StepTimes
 from worker.target import Target
 from worker.verification import Feed, Verified, verify
@@ -144,16 +144,9 @@ class Engine:
 
     def _shed(self, now_s: float) -> None:
         """Preempt rows until the slots that the others need fit the limit, and let those move together."""
-        state = self.target.state
-        state.fits = self.limits.fit
-        while True:
-            end = max(row.soon_tokens(scheduler.STEP_TOKENS) for row in self.rows)
-            has, grown = Shape(state.slots, state.capacity_tokens), Shape(*state.sized_for(self.rows[-1].slot, end))
-            shape = scheduler.shape_to_move_to(self.rows, has, grown, self.limits)
-            if shape is None:
-                return
+        while (shape := slots.shape_to_move_to(self.target, self.rows, self.limits)) is not None:
             if len(self.rows) == 1 or self.limits.fit(shape.slots, shape.capacity_tokens):
-                return self._move_together(shape)
+                return slots.move_together(self.target, self.drafting, self.rows, shape.capacity_tokens)
             self._preempt(scheduler.victim(self.rows, now_s, self.waiting.aging_s), now_s)
 
     def _preempt(self, row: Row, now_s: float) -> None:
@@ -166,16 +159,6 @@ class Engine:
         self.totals.preempted += 1
         for other in [other for other in self.rows if other.ahead is row]:
             self._look_ahead(other)
-
-    def _move_together(self, shape: Shape) -> None:
-        """Let the rows have the first slots, in the order that they have, and give the rest of the memory back."""
-        kept, state = [row.slot for row in self.rows], self.target.state
-        if kept == list(range(max(state.slots, len(kept)))) and state.capacity_tokens <= shape.capacity_tokens:
-            return  # there is nothing to give back
-        self.target.rearrange(kept, shape.capacity_tokens)
-        self.drafting.rearrange(kept)
-        for slot, row in enumerate(self.rows):
-            row.slot = slot
 
     def _recall(self) -> None:
         """Rows that have read nothing yet begin with what the prefix cache knows, or wait for who reads the same."""
@@ -199,8 +182,8 @@ class Engine:
     def _make_room(self, feeds: Sequence[Feed]) -> None:
         """The prefix cache gives way to the slots that this step needs."""
         last, end = max(f.row.slot for f in feeds), max(f.row.cached + f.size for f in feeds)
-        slots, capacity = self.target.state.sized_for(last, end)
-        self.prefixes.fit(self.limits.kv_bytes, self.limits.pool_bytes(slots, capacity))
+        size = self.target.state.sized_for(last, end)
+        self.prefixes.fit(self.limits.kv_bytes, self.limits.pool_bytes(*size))
 
     def _propose(self) -> list[Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""

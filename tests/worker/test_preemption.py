@@ -6,16 +6,21 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from common.messages import Usage
 from common.priority import Priority
 from common.sampling import Sampling
 from tests.worker import families, tiny
+from worker.cache.layout import Segment
 from worker.engine import Engine
+from worker.logprobs import Logprob
+from worker.report import Gain
 from worker.request import Request
 from worker.scheduler import Limits
 from worker.target import Target
+from worker.waiting import WaitingList
 
 SAMPLINGS = {
     "greedy": Sampling(),
@@ -170,6 +175,26 @@ def test_rows_that_grow_beyond_the_memory_are_preempted_and_all_end(prefix_bytes
     assert 0 < engine.totals.preempted < 10
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_wait_for_one_that_reads_the_same_outlive_its_preemption(seed: int) -> None:
+    shared = tuple(7 * i % tiny.VOCABULARY for i in range(150))
+    batch = [Request(f"r{i}", (*shared, *range(i, 20 * i)), SAMPLINGS["warm"], 12) for i in range(6)]
+    expected: dict[str, list[int]] = {}
+    for request in batch:
+        expected |= tiny.finish(tiny.make_engine(model("llama")), [tiny.plain(request)])
+    engine = tiny.make_engine(model("llama"), chunk_tokens=16, prefix_bytes=1 << 20)
+    source, preempt = random.Random(seed), preempting(engine, seed, chance=0.15)
+
+    def before_step(step: int) -> None:
+        preempt(step)
+        limit(engine, "llama", source.randrange(2, 9))
+        if seed % 2:
+            engine.prefixes.fit(0, 0)  # nothing of what was read is found again
+
+    assert run(engine, batch, before_step) == expected
+    assert engine.totals.preempted > 10
+
+
 def test_a_row_that_is_alone_goes_on_beyond_a_lower_limit() -> None:
     request = tiny.make_request(1, max_tokens=300)
     expected = tiny.finish(tiny.make_engine(model("llama")), [request])
@@ -286,3 +311,110 @@ def test_rows_that_move_keep_what_they_have_read(kind: str) -> None:
             assert engine.target.state.slots == len(read)
     assert engine.totals.preempted == 0
     assert outputs == expected
+
+
+# --- what else a row carries ------------------------------------------------------------------------------
+
+
+def gains_by_request(engine: Engine, before_step: Callable[[int], None] = lambda step: None) -> dict[str, list[Gain]]:
+    """Run what was submitted to its end."""
+    gains: dict[str, list[Gain]] = {}
+    step = 0
+    while engine.has_work:
+        before_step(step)
+        for gain in engine.step().gains:
+            gains.setdefault(gain.request_id, []).append(gain)
+        step += 1
+    return gains
+
+
+def test_log_probabilities_come_once_with_their_tokens() -> None:
+    told: list[dict[str, list[Logprob]]] = []
+    for seed in (None, 1, 2):
+        engine = tiny.make_engine(model("llama"))
+        for request in requests(SAMPLINGS["warm"], 4, logprobs=2):
+            engine.submit(request)
+        gains = gains_by_request(engine, preempting(engine, seed) if seed else lambda step: None)
+        told.append({name: [one for gain in own for one in gain.logprobs] for name, own in gains.items()})
+        assert all(len(own) == sum(len(g.tokens) for g in gains[name]) for name, own in told[-1].items())
+        assert (engine.totals.preempted > 0) == (seed is not None)
+    assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_request_resumed_after_a_workers_death_can_be_preempted(sampling: str) -> None:
+    expected = alone("llama", sampling)
+    engine = tiny.make_engine(model("llama"))
+    for i in range(6):
+        made = tuple(expected[f"r{i}"][: len(expected[f"r{i}"]) // 2])
+        engine.submit(tiny.make_request(i, sampling=SAMPLINGS[sampling], resume=made))
+    gains = gains_by_request(engine, preempting(engine, seed=8))
+    assert engine.totals.preempted > 0
+    for name, output in expected.items():
+        assert [token for gain in gains[name] for token in gain.tokens] == output[len(output) // 2 :]
+        usage = gains[name][-1].usage
+        assert usage is not None and usage.completion_tokens == len(output)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "mamba2", "rwkv7"])
+def test_states_with_other_formulas_for_prompts_move_and_keep_the_limit(kind: str) -> None:
+    """What is read again may differ by rounding there, so only lengths are compared."""
+    engine = tiny.make_engine(model(kind))
+    source = random.Random(4)
+
+    def change_limit(step: int) -> None:
+        assert step == 0 or engine.target.kv_bytes <= (engine.limits.kv_bytes or 0)
+        if step % 3 == 0:
+            limit(engine, kind, source.randrange(1, 6))
+
+    outputs = run(engine, requests(SAMPLINGS["warm"]), change_limit)
+    assert {name: len(tokens) for name, tokens in outputs.items()} == {
+        request.request_id: request.max_tokens for request in requests(SAMPLINGS["warm"])
+    }
+    assert engine.totals.preempted > 0
+
+
+# --- time and memory --------------------------------------------------------------------------------------
+
+
+def test_a_low_request_ends_though_high_ones_never_stop_coming_and_memory_comes_and_goes() -> None:
+    now = 0.0
+    engine = tiny.make_engine(model("llama"), rows=2)
+    engine.clock, engine.waiting = lambda: now, WaitingList(aging_s=10.0)
+    engine.submit(tiny.make_request(0, max_tokens=20, priority=Priority.LOW))
+    begun = ended = None
+    for step in range(400):
+        if step % 2 == 0:
+            engine.submit(tiny.make_request(1, request_id=f"h{step}", max_tokens=5, priority=Priority.HIGH))
+        limit(engine, "llama", 1 + step // 3 % 2)
+        engine.limits = replace(engine.limits, rows=2)
+        gains = {gain.request_id: gain for gain in engine.step().gains}
+        begun = step if begun is None and "r0" in gains else begun
+        if "r0" in gains and gains["r0"].finish:
+            ended = step
+            break
+        now += 1.0
+    assert begun is not None and ended is not None
+    assert engine.totals.preempted > 0
+    assert ended < 120
+
+
+def test_memory_is_given_back_without_a_second_copy_of_the_cache() -> None:
+    target = Target(model("llama"))
+    target.state.longest_tokens = target.state.capacity_tokens = 20_000
+    prompts = [[(7 * slot + i) % tiny.VOCABULARY for i in range(40)] for slot in range(4)]
+    for slot, prompt in enumerate(prompts):
+        mx.eval(target.forward([Segment(slot, 0, 40, True)], prompt, [0]), target.cached_arrays())
+        target.state.commit(slot, 40)
+    expected = target.forward([Segment(3, 40, 1)], [5], [0])
+    mx.eval(expected, target.cached_arrays())
+    target.state.commit(3, 40)
+    large = target.kv_bytes
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    target.rearrange([1, 3], 10_240)
+    assert target.kv_bytes == large * 2 * 10_240 // (4 * 20_000)
+    assert mx.get_peak_memory() - before < large / 6  # there are three layers of keys and values
+    assert mx.get_active_memory() <= before - (large - target.kv_bytes) + 4096
+    logits = target.forward([Segment(1, 40, 1)], [5], [0])
+    assert mx.array_equal(logits, expected)
