@@ -178,7 +178,7 @@ def test_rows_that_grow_beyond_the_memory_are_preempted_and_all_end(prefix_bytes
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_wait_for_one_that_reads_the_same_outlive_its_preemption(seed: int) -> None:
     shared = tuple(7 * i % tiny.VOCABULARY for i in range(150))
-    batch = [Request(f"r{i}", (*shared, *range(i, 20 * i)), SAMPLINGS["warm"], 12) for i in range(6)]
+    batch = [Request(f"r{i}", (*shared, *range(i, 18 * i)), SAMPLINGS["warm"], 12) for i in range(6)]
     expected: dict[str, list[int]] = {}
     for request in batch:
         expected |= tiny.finish(tiny.make_engine(model("llama")), [tiny.plain(request)])
@@ -192,7 +192,7 @@ def test_rows_that_wait_for_one_that_reads_the_same_outlive_its_preemption(seed:
             engine.prefixes.fit(0, 0)  # nothing of what was read is found again
 
     assert run(engine, batch, before_step) == expected
-    assert engine.totals.preempted > 10
+    assert engine.totals.preempted > 3
 
 
 def test_a_row_that_is_alone_goes_on_beyond_a_lower_limit() -> None:

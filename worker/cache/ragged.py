@@ -95,8 +95,9 @@ class RaggedState:
         self.lengths[slot] = length
 
     def free(self, slot: int) -> None:
-        """Forget a slot's tokens."""
-        self.lengths[slot] = 0
+        """Forget a slot's tokens, if it has come to have any."""
+        if slot < self.slots:
+            self.lengths[slot] = 0
         if self.step is not None:
             self.step.freed.add(slot)
 
