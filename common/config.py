@@ -78,6 +78,8 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     kv_bits: int = 0
     prefix_cache: bool = True
     prefix_cache_gb: float = 0.0
+    kv_headroom_tokens: int = 256
+    priority_aging_s: float = 30.0
 
 
 class SupervisorConfig(Section, frozen=True, kw_only=True):

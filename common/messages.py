@@ -5,6 +5,7 @@ A worker's identity is `<model slug>#<generation>`, new for every spawn: a late 
 
 import msgspec
 
+from common.priority import Priority
 from common.sampling import Sampling, Speculation
 from common.states import WorkerState
 
@@ -153,6 +154,7 @@ class Load(Message, frozen=True, kw_only=True):
     """How busy the worker is; sent about once a second and used for balancing and /stats.
 
     `prefix_*` are the prefix cache's: requests that asked and that found something, tokens found, spans dropped, size.
+    `preempted` counts rows that lost their slot for want of memory.
     """
 
     running: int
@@ -171,6 +173,7 @@ class Load(Message, frozen=True, kw_only=True):
     prefix_tokens: int = 0
     prefix_evictions: int = 0
     prefix_bytes: int = 0
+    preempted: int = 0
 
 
 # --- data plane: router -> worker -------------------------------------------------------------------
@@ -195,6 +198,7 @@ class Generate(Message, frozen=True, kw_only=True):
     scope: str = ""
     resume: tuple[int, ...] = ()
     logprobs: int | None = None
+    priority: Priority = Priority.NORMAL
 
 
 class Cancel(Message, frozen=True, kw_only=True):

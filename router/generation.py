@@ -12,6 +12,7 @@ from aiohttp import web
 from common.config import Config, default_sampling, default_speculation
 from common.errors import InvalidRequest, InvalidValue
 from common.messages import Generate, Prompt
+from common.priority import SERVICE_TIERS, Priority, to_priority
 from common.sampling import (
     MAX_SEED,
     Sampling,
@@ -22,7 +23,7 @@ from common.sampling import (
     check_stop,
 )
 from router.app_keys import CONFIG, REQUEST_ID
-from router.schemas import HARMLESS, GenerationFields, SpeculativeOptions
+from router.schemas import HARMLESS, GenerationFields, OpenAIFields, SpeculativeOptions
 
 MAX_MAX_TOKENS = 2**31 - 1
 SAMPLING_FIELDS = (
@@ -56,6 +57,7 @@ def build(
     sampling = _sampling(fields, config)
     speculation = _speculation(fields.speculative, model, config)
     stop = _stop(fields.stop)
+    priority = _priority(fields)
     limit = _max_tokens(fields.max_tokens if max_tokens is None else max_tokens, config)
     if logprobs is not None:
         check_logprobs("logprobs", logprobs)
@@ -74,6 +76,7 @@ def build(
                     ignore_eos=bool(fields.ignore_eos),
                     logprobs=logprobs,
                     scope=_scope(request),
+                    priority=priority,
                 )
             )
     return tuple(messages)
@@ -165,6 +168,20 @@ def _switched_on(default: Speculation) -> Speculation:
         drafter="auto" if default.drafter == "none" else default.drafter,
         max_draft_tokens=default.max_draft_tokens or None,
     )
+
+
+def _priority(fields: GenerationFields) -> Priority:
+    named = None if fields.priority is None else to_priority(fields.priority)
+    if not isinstance(fields, OpenAIFields) or fields.service_tier is None:
+        return Priority.NORMAL if named is None else named
+    tier = to_priority(fields.service_tier, "service_tier", SERVICE_TIERS)
+    if named not in (None, tier):
+        raise InvalidRequest(
+            f"priority is {fields.priority!r} and service_tier is {fields.service_tier!r}; they say different things, "
+            "give one of them",
+            param="service_tier",
+        )
+    return tier
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -35,13 +35,14 @@ class LiveCollector(Collector):
     def _requests(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("vllm:num_requests_running", "Requests in a worker's batch", labels=MODEL)
         waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests in a queue", labels=MODEL)
+        preempted = CounterMetricFamily("vllm:num_preemptions", "Rows that lost their slot for a while", labels=MODEL)
         for model in self._backend.directory.models:
             loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
             running.add_metric([model.name], sum(load.running for load in loads))
             in_worker = sum(load.waiting for load in loads)
             waiting.add_metric([model.name], in_worker + self._backend.count_waiting(model.name))
-        yield running
-        yield waiting
+            preempted.add_metric([model.name], sum(load.preempted for load in loads))
+        yield from (running, waiting, preempted)
 
     def _models(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily("mlxspec_model_ready", "1 when loaded", labels=MODEL)

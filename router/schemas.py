@@ -33,6 +33,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None  # by token id
+    priority: str | None = None  # low, normal or high
 
 
 # --- our own routes: an unknown field is an error ------------------------------------------------------
@@ -78,6 +79,7 @@ class OpenAIFields(GenerationFields, frozen=True, kw_only=True):
 
     n: int | None = None
     stream_options: StreamOptions | None = None
+    service_tier: str | None = None  # OpenAI's word for a priority
     response_format: Unsupported = None
     best_of: Unsupported = None
     min_tokens: Unsupported = None

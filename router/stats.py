@@ -45,7 +45,7 @@ class PrefixStats(Answer, frozen=True, kw_only=True):
 
 
 class ModelStats(Answer, frozen=True, kw_only=True):
-    """One model. `steps`, `kv_bytes` and `plain_step_ms` are its present worker, totals since the start."""
+    """One model. `steps`, `kv_bytes`, `preemptions` and `plain_step_ms` are its present worker's."""
 
     state: WorkerState
     running: int
@@ -60,6 +60,7 @@ class ModelStats(Answer, frozen=True, kw_only=True):
     restarts: int
     memory_bytes: int
     kv_bytes: int
+    preemptions: int
     prefix_cache: PrefixStats
     acceptance_rate: float | UnsetType = UNSET
     speedup: float | UnsetType = UNSET
@@ -151,6 +152,7 @@ def _model(model: ModelEntry, totals: ModelTotals, loads: list[Load], *, live: i
         restarts=model.restarts,
         memory_bytes=_memory(model),
         kv_bytes=sum(load.kv_bytes for load in loads),
+        preemptions=sum(load.preempted for load in loads),
         prefix_cache=_prefixes(loads),
         acceptance_rate=_ratio(totals.accepted_tokens, totals.drafted_tokens),
         speedup=_ratio(totals.plain_decode_s, totals.measured_decode_s),

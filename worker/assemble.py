@@ -21,6 +21,7 @@ from worker.engine import Engine, Pace
 from worker.prefix_cache import PrefixCache
 from worker.scheduler import Limits
 from worker.target import KVSize, Target
+from worker.waiting import WaitingList
 
 _GIB = 1 << 30
 
@@ -55,6 +56,7 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     available = Available() if unspeculative else find_drafters(path, loaded, target, times, config, model)
     engine = Engine(target, times, _limits(config, model, size), _drafting(available, config), _pace(config))
     engine.prefixes = _prefixes(config, target)
+    engine.waiting = WaitingList(config.engine.priority_aging_s)
     engine.on_step_time = _thread_setter(backend.blas_threads())
     facts = ModelFacts(
         architecture=str(loaded.config.get("model_type", "unknown")),
@@ -127,6 +129,7 @@ def _limits(config: Config, model: ModelConfig, size: KVSize) -> Limits:
         kv_bytes=int(config.engine.kv_cache_gb * _GIB) or None,
         kv_bytes_per_token=size.per_token,
         kv_bytes_per_row=size.per_row,
+        headroom_tokens=config.engine.kv_headroom_tokens,
     )
 
 

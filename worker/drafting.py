@@ -43,8 +43,13 @@ class Drafting:
         self.controller.observe(row.id, draft.drafter, draft.match, draft.length, accepted)
         self.drafters[draft.drafter].settle(row, draft.length, accepted)
 
+    def rearrange(self, kept: Sequence[int]) -> None:
+        """The row of slot `kept[i]` has slot i from now on; there are no others."""
+        for drafter in self.drafters.values():
+            drafter.rearrange(kept)
+
     def forget(self, row: Row, *, is_finished: bool) -> None:
-        """The row is gone."""
+        """The row is gone, or has lost its slot."""
         self.controller.forget(row.id)
         for drafter in self.drafters.values():
             drafter.forget(row, is_finished=is_finished)

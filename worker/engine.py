@@ -5,16 +5,16 @@ token and the draft that follows it. One forward of the target serves them all, 
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from common.errors import ContextLengthExceeded, InternalError, Overloaded
-from common.messages import Timings, Usage
-from worker import scheduler
+from common.messages import Timings
+from worker import scheduler, slots
 from worker.acceptance import accept
 from worker.drafters.drafter import NO_DRAFT, Draft
 from worker.drafting import Drafting
+from worker.ends import already_over, timings_of, usage_of, without_row
 from worker.prefix_cache import PrefixCache
 from worker.report import Gain, StepReport, Totals
 from worker.request import Request, Row
@@ -22,6 +22,7 @@ from worker.scheduler import Limits
 from worker.step_times import StepTimes
 from worker.target import Target
 from worker.verification import Feed, Verified, verify
+from worker.waiting import WaitingList
 
 LARGEST_CHUNK = 2048  # tokens of prompts in one step at most
 SMALLEST_CHUNK = 16
@@ -52,7 +53,7 @@ class Engine:
     drafting: Drafting
     pace: Pace = Pace()
     clock: Callable[[], float] = time.perf_counter
-    waiting: deque[Request] = field(default_factory=deque)
+    waiting: WaitingList = field(default_factory=WaitingList)
     rows: list[Row] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     prefixes: PrefixCache = field(default_factory=PrefixCache)
@@ -75,24 +76,27 @@ class Engine:
                 f"{self.limits.kv_bytes} bytes that this model may use: lower max_tokens or raise the memory limit",
                 param="max_tokens",
             )
-        if reason := _already_over(request):
-            self._ended.append(_without_row(request, reason))
+        if reason := already_over(request):
+            self._ended.append(without_row(request, reason))
             return
-        self.waiting.append(request)
+        self.waiting.add(request, self.clock())
 
     def cancel(self, request_id: str) -> list[Gain]:
         """Free a request's row or place in the queue at once, and say how it ended; an unknown one is long gone."""
         gains: list[Gain] = []
-        for request in [r for r in self.waiting if r.request_id == request_id]:
-            self.waiting.remove(request)
-            gains.append(_without_row(request, "cancelled"))
+        for one in [w for w in self.waiting if w.request.request_id == request_id]:
+            self.waiting.remove(one)
+            gains.append(without_row(one.request, "cancelled") if one.row is None else self._end_preempted(one.row))
         for row in [r for r in self.rows if r.request.request_id == request_id]:
             gains.append(self._end(row, Gain(request_id), "cancelled"))
         self.prefixes.settle()
         return gains
 
     def set_kv_limit(self, kv_bytes: int) -> None:
-        """Use at most so much memory for keys and values from now on; what is in use by rows stays."""
+        """Use at most so much memory for keys and values; rows beyond it are preempted at the next step.
+
+        Only a row that is alone goes on whatever it takes.
+        """
         self.limits = replace(self.limits, kv_bytes=kv_bytes)
         if not self.rows:
             self.target.clear()
@@ -112,6 +116,7 @@ class Engine:
         if not self.rows:
             self.target.clear()
             return StepReport(self.totals.steps, ended)
+        self._shed(began)
         self._recall()
         feeds = self._propose()
         self._make_room(feeds)
@@ -125,17 +130,35 @@ class Engine:
         return report
 
     def _admit(self, now_s: float) -> None:
-        count = scheduler.admissible(self.waiting, self.rows, self.limits)
-        for slot in scheduler.free_slots(self.rows, count):
-            request = self.waiting.popleft()
-            row = Row.of(request, slot, now_s)
+        admitted = scheduler.admissible(self.waiting.in_order(now_s), self.rows, self.limits)
+        for one, slot in zip(admitted, scheduler.free_slots(self.rows, len(admitted)), strict=True):
+            self.waiting.remove(one)
+            self.totals.prompt_tokens += len(one.request.prompt) if one.row is None else 0
+            row = one.as_row(slot, now_s)
             if self.prefixes.is_on:
                 self.prefixes.lookups += 1
                 self._look_ahead(row)
             self.rows.append(row)
-            self.totals.prompt_tokens += len(request.prompt)
         self.rows.sort(key=lambda row: row.slot)
         self.target.state.longest_tokens = max((row.request.total_tokens for row in self.rows), default=0)
+
+    def _shed(self, now_s: float) -> None:
+        """Preempt rows until the slots that the others need fit the limit, and let those move together."""
+        while (shape := slots.shape_to_move_to(self.target, self.rows, self.limits)) is not None:
+            if len(self.rows) == 1 or self.limits.fit(shape.slots, shape.capacity_tokens):
+                return slots.move_together(self.target, self.drafting, self.rows, shape.capacity_tokens)
+            self._preempt(scheduler.victim(self.rows, now_s, self.waiting.aging_s), now_s)
+
+    def _preempt(self, row: Row, now_s: float) -> None:
+        """Take a row's slot; it waits in its old place in the queue, and goes on as if it had never stopped."""
+        self.prefixes.keep(self.target, row)
+        self.prefixes.settle()
+        self._release(row, is_finished=False)
+        row.lose_slot(now_s)
+        self.waiting.put_back(row)
+        self.totals.preempted += 1
+        for other in [other for other in self.rows if other.ahead is row]:
+            self._look_ahead(other)
 
     def _recall(self) -> None:
         """Rows that have read nothing yet begin with what the prefix cache knows, or wait for who reads the same."""
@@ -159,8 +182,8 @@ class Engine:
     def _make_room(self, feeds: Sequence[Feed]) -> None:
         """The prefix cache gives way to the slots that this step needs."""
         last, end = max(f.row.slot for f in feeds), max(f.row.cached + f.size for f in feeds)
-        slots, capacity = self.target.state.sized_for(last, end)
-        self.prefixes.fit(self.limits.kv_bytes, slots * capacity * self.limits.kv_bytes_per_token)
+        size = self.target.state.sized_for(last, end)
+        self.prefixes.fit(self.limits.kv_bytes, self.limits.pool_bytes(*size))
 
     def _propose(self) -> list[Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""
@@ -220,7 +243,13 @@ class Engine:
         self.prefixes.keep(self.target, row)
         self._release(row, is_finished=reason != "cancelled")
         self.totals.finished += 1
-        return replace(gain, finish=reason, usage=_usage(row), timings=self._timings(row))
+        return replace(gain, finish=reason, usage=usage_of(row), timings=self._timings(row))
+
+    def _end_preempted(self, row: Row) -> Gain:
+        """A row that waits again is cancelled."""
+        row.end_pause(self.clock())
+        self.totals.finished += 1
+        return Gain(row.id, finish="cancelled", usage=usage_of(row), timings=self._timings(row))
 
     def _fail(self, row: Row) -> Gain:
         """A row whose logits are not finite fails alone; its slot is cleaned for the next one."""
@@ -237,16 +266,7 @@ class Engine:
         self.drafting.forget(row, is_finished=is_finished)
 
     def _timings(self, row: Row) -> Timings:
-        now = self.clock()
-        first = row.first_token_s or now
-        is_measured = row.measured_decode_s > 0 and self.times.is_measured
-        return Timings(
-            queue_s=max(row.admitted_s - row.request.arrived_s, 0.0),
-            prefill_s=first - row.admitted_s,
-            decode_s=now - first,
-            plain_decode_s=row.plain_decode_s if is_measured else None,
-            measured_decode_s=row.measured_decode_s if is_measured else None,
-        )
+        return timings_of(row, self.clock(), is_measured=self.times.is_measured)
 
     # --- figures ------------------------------------------------------------------------------------------
 
@@ -291,26 +311,3 @@ class Engine:
             feed.row.measured_decode_s += report.total_s
         self.totals.plain_decode_s += report.gained / len(feeds) * plain_s
         self.totals.measured_decode_s += report.total_s
-
-
-def _already_over(request: Request) -> str | None:
-    """The finish of a resumed request whose last token had already been made."""
-    if request.resume and request.resume[-1] in request.end_tokens:
-        return "stop"
-    return "length" if len(request.resume) >= request.max_tokens else None
-
-
-def _without_row(request: Request, reason: str) -> Gain:
-    usage = Usage(prompt_tokens=len(request.prompt), completion_tokens=len(request.resume))
-    return Gain(request.request_id, finish=reason, usage=usage, timings=Timings())
-
-
-def _usage(row: Row) -> Usage:
-    return Usage(
-        prompt_tokens=len(row.request.prompt),
-        completion_tokens=row.output_tokens,
-        cached_tokens=min(row.recalled, len(row.request.prompt)),
-        drafted_tokens=row.drafted,
-        accepted_tokens=row.accepted,
-        steps=row.steps,
-    )

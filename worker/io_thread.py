@@ -242,6 +242,7 @@ class IoThread:
             arrived_s=served.engine.clock(),
             logprobs=generate.logprobs,
             scope=generate.scope,
+            priority=generate.priority,
         )
 
     def _drop(self, request_id: str) -> None:
@@ -344,6 +345,7 @@ class IoThread:
             prefix_tokens=engine.prefixes.hit_tokens,
             prefix_evictions=engine.prefixes.tree.evictions,
             prefix_bytes=engine.prefixes.tree.nbytes,
+            preempted=totals.preempted,
         )
 
     def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:

@@ -122,6 +122,6 @@ class Loop:
         self.pulse.phase = "idle" if not engine.has_work else "step"
         self.pulse.running, self.pulse.waiting = len(engine.rows), len(engine.waiting)
         self.pulse.outstanding_tokens = sum(row.uncached + row.tokens_left for row in engine.rows) + sum(
-            request.total_tokens for request in engine.waiting
+            one.request.total_tokens for one in engine.waiting
         )
         self.pulse.kv_bytes = engine.target.kv_bytes

@@ -58,6 +58,7 @@ class Totals:
 
     steps: int = 0
     finished: int = 0
+    preempted: int = 0
     prompt_tokens: int = 0
     generated: int = 0
     drafted: int = 0

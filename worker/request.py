@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from common.priority import Priority
 from common.sampling import Sampling, Speculation
 from worker.sampler import Draw
 from worker.tally import Tally
@@ -27,6 +28,7 @@ class Request:
     arrived_s: float = 0.0
     scope: str = ""  # requests of one scope may draft from each other's outputs
     logprobs: int | None = None
+    priority: Priority = Priority.NORMAL
 
     @property
     def total_tokens(self) -> int:
@@ -45,7 +47,7 @@ class Row:
     request: Request
     slot: int
     tokens: list[int]
-    admitted_s: float
+    admitted_s: float  # or later, by the time that it was without a slot since
     cached: int = 0
     recalled: int = 0  # tokens that came from the prefix cache
     ahead: "Row | None" = field(default=None, repr=False, compare=False)  # a row that reads the same prompt before it
@@ -58,6 +60,10 @@ class Row:
     plain_decode_s: float = 0.0
     measured_decode_s: float = 0.0
     tally: Tally | None = None  # of biases and penalties, if the request has any
+    number: int = 0  # in the order of arrival
+    since_s: float = 0.0  # when it was queued first
+    preempted_s: float | None = None  # when it lost its slot last
+    recalled_before: int | None = None  # `recalled` when it lost its slot first
 
     @classmethod
     def of(cls, request: Request, slot: int, now_s: float) -> "Row":
@@ -68,6 +74,31 @@ class Row:
             admitted_s=now_s,
             tally=Tally.of(request.sampling, len(request.prompt)),
         )
+
+    def lose_slot(self, now_s: float) -> None:
+        """Its place in the cache is needed: what it has made is kept, what it has read is to be read again."""
+        if self.recalled_before is None:
+            self.recalled_before = self.recalled
+        self.cached = self.recalled = 0
+        self.ahead, self.ahead_tokens, self.is_held = None, 0, False
+        self.preempted_s = now_s
+
+    def take_slot(self, slot: int, now_s: float) -> None:
+        """Go on in a slot, after `lose_slot`."""
+        self.slot = slot
+        self.end_pause(now_s)
+
+    def end_pause(self, now_s: float) -> None:
+        """The time without a slot was spent in the queue: neither reading nor decoding took it."""
+        assert self.preempted_s is not None
+        pause_s, self.preempted_s = now_s - self.preempted_s, None
+        self.admitted_s += pause_s
+        if self.first_token_s is not None:
+            self.first_token_s += pause_s
+
+    def soon_tokens(self, headroom_tokens: int) -> int:
+        """Cache positions that it needs with so many tokens to come."""
+        return min(len(self.tokens) + headroom_tokens, self.request.total_tokens)
 
     def draws(self, draft: Sequence[int]) -> list[Draw]:
         """The choices after the pending token and after each token of a draft."""
@@ -82,6 +113,11 @@ class Row:
     @property
     def id(self) -> str:
         return self.request.request_id
+
+    @property
+    def first_recalled(self) -> int:
+        """Tokens that came from the prefix cache when it was read first."""
+        return self.recalled if self.recalled_before is None else self.recalled_before
 
     @property
     def output_tokens(self) -> int:

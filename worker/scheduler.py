@@ -1,52 +1,98 @@
 """Who gets a row, and whose prompt is fed next: pure decisions over what is waiting, running and free."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from common.sampling import MAX_DRAFT_TOKENS
 from worker.cache.layout import CAPACITY_STEP, round_up
 from worker.prefix_tree import shared_tokens
 from worker.request import Request, Row
+from worker.waiting import Waiting, rank
 
+STEP_TOKENS = MAX_DRAFT_TOKENS  # a decoding row may need so many more in a step
 WORTH_WAITING_TOKENS = 64  # a shared beginning of fewer tokens is sooner read twice
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the batch may use. `kv_bytes` None: no limit but the rows. Recurrent states take bytes by row, not token."""
+    """What the batch may use. `kv_bytes` None: no limit but the rows. Recurrent states take bytes by row, not token.
+
+    A request is admitted when the cache has room for what all rows have and `headroom_tokens` more of each.
+    """
 
     rows: int
     waiting: int
     kv_bytes: int | None
     kv_bytes_per_token: int
     kv_bytes_per_row: int = 0
+    headroom_tokens: int = 256
 
+    def pool_bytes(self, slots: int, capacity_tokens: int) -> int:
+        """Bytes of so many slots."""
+        return slots * (capacity_tokens * self.kv_bytes_per_token + self.kv_bytes_per_row)
 
-def kv_bytes_needed(rows: int, longest_tokens: int, limits: Limits) -> int:
-    """Bytes of a cache for `rows` rows of which the longest may come to need `longest_tokens`."""
-    slots = 1 << max(rows - 1, 0).bit_length()
-    by_length = round_up(longest_tokens, CAPACITY_STEP) * limits.kv_bytes_per_token
-    return slots * (by_length + limits.kv_bytes_per_row)
+    def fit(self, slots: int, capacity_tokens: int) -> bool:
+        """Whether there may be so many slots."""
+        return self.kv_bytes is None or self.pool_bytes(slots, capacity_tokens) <= self.kv_bytes
 
 
 def fits_alone(request: Request, limits: Limits) -> bool:
     """Whether the request could ever run."""
-    return limits.kv_bytes is None or kv_bytes_needed(1, request.total_tokens, limits) <= limits.kv_bytes
+    return limits.fit(1, round_up(request.total_tokens, CAPACITY_STEP))
 
 
-def admissible(waiting: deque[Request], running: Sequence[Row], limits: Limits) -> int:
-    """How many of the waiting requests, in order of arrival, can get a row now."""
-    longest = max((row.request.total_tokens for row in running), default=0)
-    count = 0
-    for request in waiting:
-        longest = max(longest, request.total_tokens)
-        rows = len(running) + count + 1
-        if rows > limits.rows:
+def admissible(waiting: Iterable[Waiting], running: Sequence[Row], limits: Limits) -> list[Waiting]:
+    """Those of the waiting requests, given in their order, that can get a row now. None overtakes another.
+
+    Counted is what rows need soon, not what they may come to need at most; if that turns out to be too little, one of
+    them is preempted. A request that has the batch for itself is always admitted.
+    """
+    headroom = max(limits.headroom_tokens, STEP_TOKENS)
+    longest = max((row.soon_tokens(headroom) for row in running), default=0)
+    admitted: list[Waiting] = []
+    if len(running) >= limits.rows:
+        return admitted
+    for one in waiting:
+        longest = max(longest, one.soon_tokens(headroom))
+        rows = len(running) + len(admitted) + 1
+        if rows > limits.rows or (rows > 1 and not limits.fit(rows, round_up(longest, CAPACITY_STEP))):
             break
-        if limits.kv_bytes is not None and rows > 1 and kv_bytes_needed(rows, longest, limits) > limits.kv_bytes:
-            break
-        count += 1
-    return count
+        admitted.append(one)
+    return admitted
+
+
+def victim(running: Sequence[Row], now_s: float, aging_s: float) -> Row:
+    """The row that has to give way: of the lowest class, which has risen with time as in the queue, the youngest."""
+    return max(running, key=lambda row: rank(row.request.priority, row.number, now_s - row.since_s, aging_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Slots of the cache, and tokens in each."""
+
+    slots: int
+    capacity_tokens: int
+
+
+def shape_to_move_to(running: Sequence[Row], has: Shape, grown: Shape, limits: Limits) -> Shape | None:
+    """Fewer or shorter slots for the rows when those of the next step are too many; None: all is well as it is.
+
+    `has` are the slots that there are, `grown` those that the next step would make of them without moving a row. Slots
+    within the limit are taken together only where that pays: when they take more than half of it, and four times of
+    what is needed soon.
+    """
+    if limits.fit(grown.slots, grown.capacity_tokens):
+        soon = Shape(len(running), capacity_for(running, max(limits.headroom_tokens, STEP_TOKENS)))
+        needed_bytes = limits.pool_bytes(soon.slots, soon.capacity_tokens)
+        has_bytes = limits.pool_bytes(has.slots, has.capacity_tokens)
+        is_wasteful = limits.kv_bytes is not None and has_bytes > max(limits.kv_bytes // 2, 4 * needed_bytes)
+        return soon if is_wasteful else None
+    return Shape(len(running), capacity_for(running, STEP_TOKENS))
+
+
+def capacity_for(running: Sequence[Row], more_tokens: int) -> int:
+    """Tokens in each slot, for these rows with so many tokens to come."""
+    return round_up(max(row.soon_tokens(more_tokens) for row in running), CAPACITY_STEP)
 
 
 def free_slots(running: Sequence[Row], count: int) -> list[int]:

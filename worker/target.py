@@ -101,6 +101,15 @@ class Target:
         for cache in self.layers:
             cache.scrub(slot)
 
+    def rearrange(self, kept: Sequence[int], capacity_tokens: int | None = None) -> None:
+        """Between steps: slot i becomes what slot `kept[i]` was, with room for so many tokens; all others are gone."""
+        state = self.state
+        if state.slots:
+            capacity = state.capacity_tokens if capacity_tokens is None else min(state.capacity_tokens, capacity_tokens)
+            for cache in self.layers:
+                cache.rearrange(kept, capacity)
+            state.rearrange(kept, capacity)
+
     def clear(self) -> None:
         """Forget all rows and give the cache's memory back."""
         self.state.lengths = []

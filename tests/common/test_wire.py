@@ -44,6 +44,7 @@ from common.messages import (
     WorkerEntry,
     WorkerHello,
 )
+from common.priority import Priority
 from common.sampling import MAX_SEED, Sampling, Speculation
 from common.states import WorkerState
 
@@ -86,8 +87,10 @@ EXAMPLES: list[Message] = [
         speedup=1.5,
         prefix_hits=10,
         prefix_bytes=2**33,
+        preempted=11,
     ),
     Generate(request_id="r", prompt=TextPrompt(text="Hi"), sampling=Sampling(seed=MAX_SEED)),
+    Generate(request_id="r", prompt=TextPrompt(text="Hi"), sampling=Sampling(), priority=Priority.LOW),
     Generate(
         request_id="r",
         prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),), plain_fallback=True),

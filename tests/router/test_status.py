@@ -26,6 +26,7 @@ LOAD = Load(
     prefix_tokens=300,
     prefix_evictions=2,
     prefix_bytes=4096,
+    preempted=7,
 )
 
 
@@ -91,6 +92,7 @@ async def test_stats_add_up(cluster: Cluster, worker: FakeWorker) -> None:
     model = stats["models"]["tiny"]
     assert (model["state"], model["running"], model["waiting"]) == ("ready", 2, 1)
     assert (model["steps"], model["plain_step_ms"], model["kv_bytes"]) == (40, 12.5, 64)
+    assert model["preemptions"] == 7
     assert model["prefix_cache"] == {"lookups": 5, "hits": 4, "hit_tokens": 300, "evictions": 2, "bytes": 4096}
     assert stats["tokens"]["cached"] == model["cached_tokens"] == 3 * CACHED_TOKENS
     assert (model["acceptance_rate"], model["speedup"]) == (0.75, 1.5)
@@ -115,6 +117,7 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
     for line in (
         f"vllm:num_requests_running{{{model}}} 2.0",
         f"vllm:num_requests_waiting{{{model}}} 1.0",
+        f"vllm:num_preemptions_total{{{model}}} 7.0",
         f"vllm:prompt_tokens_total{{{model}}} {PROMPT_TOKENS}.0",
         f"vllm:generation_tokens_total{{{model}}} 5.0",
         f'vllm:request_success_total{{finished_reason="length",{model}}} 1.0',

@@ -97,6 +97,17 @@ def test_a_cancelled_request_frees_its_row_at_once(steps: int) -> None:
     assert engine.cancel("r1") == []
 
 
+def test_a_row_that_was_never_fed_can_be_cancelled() -> None:
+    prompt = tuple(7 * i % tiny.VOCABULARY for i in range(200))
+    engine = tiny.make_engine(model(), chunk_tokens=16, prefix_bytes=1 << 20)
+    for i in range(5):  # all but the first wait for it to read what they share
+        engine.submit(Request(f"r{i}", (*prompt, i), Sampling(), 3))
+    engine.step()
+    assert engine.target.state.slots == 1
+    assert engine.cancel("r4")[0].finish == "cancelled"
+    assert {gain.request_id for gain in run(engine)} == {"r0", "r1", "r2", "r3"}
+
+
 def test_the_cache_is_given_back_when_the_last_row_is_done() -> None:
     engine = tiny.make_engine(model())
     run_submitted(engine, tiny.make_request(1))

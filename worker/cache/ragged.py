@@ -76,6 +76,7 @@ class RaggedState:
         self.capacity_tokens = 0
         self.longest_tokens = 0  # what the longest row may come to need: room to grow into
         self.step: Step | None = None
+        self.fits: Callable[[int, int], bool] = lambda slots, capacity_tokens: True  # whether there may be so many
 
     @property
     def slots(self) -> int:
@@ -95,8 +96,9 @@ class RaggedState:
         self.lengths[slot] = length
 
     def free(self, slot: int) -> None:
-        """Forget a slot's tokens."""
-        self.lengths[slot] = 0
+        """Forget a slot's tokens, if it has come to have any."""
+        if slot < self.slots:
+            self.lengths[slot] = 0
         if self.step is not None:
             self.step.freed.add(slot)
 
@@ -107,12 +109,20 @@ class RaggedState:
 
     def sized_for(self, slot: int, end: int) -> tuple[int, int]:
         """Number of slots and tokens in each, once `slot` has room for `end` tokens."""
-        slots = self.slots if slot < self.slots else 1 << slot.bit_length()
+        slots = [self.slots] if slot < self.slots else [1 << slot.bit_length(), slot + 1]
         extent = round_up(end, self.style.extent_step)
-        if extent <= self.capacity_tokens:
-            return slots, self.capacity_tokens
-        roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
-        return slots, round_up(max(extent, roomy), CAPACITY_STEP)
+        capacities = [self.capacity_tokens]
+        if extent > self.capacity_tokens:
+            roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
+            capacities = [round_up(max(extent, roomy), CAPACITY_STEP), round_up(extent, CAPACITY_STEP)]
+        sizes = [(number, capacity) for number in slots for capacity in capacities]
+        return next((size for size in sizes if self.fits(*size)), sizes[-1])
+
+    def rearrange(self, kept: Sequence[int], capacity_tokens: int) -> None:
+        """From now on slot i is what slot `kept[i]` was, and there are no others; the caches' arrays come first."""
+        self.lengths = [self.lengths[slot] if slot < self.slots else 0 for slot in kept]
+        self.capacity_tokens = capacity_tokens
+        assert max(self.lengths, default=0) <= capacity_tokens
 
 
 class RaggedKVCache:
@@ -188,6 +198,14 @@ class RaggedKVCache:
         """Overwrite a slot with zeros."""
         for pool in self.pools:
             pool[slot] = 0
+
+    def rearrange(self, kept: Sequence[int], capacity_tokens: int) -> None:
+        """Let slot i be what slot `kept[i]` was, shorter if said, and give the memory of all others back."""
+        for i, pool in enumerate(self.pools):  # one by one: the old one's memory is free for the next
+            slots = mx.array([min(slot, pool.shape[0] - 1) for slot in kept], dtype=mx.int32)
+            self.pools[i] = mx.take(pool[:, :, :capacity_tokens], slots, axis=0)
+            del pool
+            mx.eval(self.pools[i])
 
     def clear(self) -> None:
         """Give the memory back."""

@@ -81,6 +81,13 @@ class RecurrentCache:
         """Drop what a slot held; rows never meet in a recurrence, so nothing of it can reach another."""
         self._places.pop(slot, None)
 
+    def rearrange(self, kept: Sequence[int], capacity_tokens: int) -> None:
+        """Let slot i be what slot `kept[i]` was; a state has the same size at any capacity."""
+        self.settle()
+        self._places = _close_together(
+            {slot: self._places[old] for slot, old in enumerate(kept) if old in self._places}
+        )
+
     def clear(self) -> None:
         """Give the memory back."""
         self._places.clear()
@@ -147,6 +154,19 @@ def gathered(places: Sequence[_Place]) -> States:
     runs = list(_runs(places))
     size = len(places[0].states)
     return [_joined([pick_rows(states[i], rows) for states, rows in runs]) for i in range(size)]
+
+
+def _close_together(places: dict[int, _Place]) -> dict[int, _Place]:
+    """The same states in arrays that hold nothing else."""
+    sharing: dict[int, list[int]] = {}
+    for slot, place in places.items():
+        sharing.setdefault(id(place.states), []).append(slot)
+    moved: dict[int, _Place] = {}
+    for slots in sharing.values():
+        rows = mx.array([places[slot].row for slot in slots], dtype=mx.int32)
+        states = [None if array is None else mx.take(array, rows, axis=0) for array in places[slots[0]].states]
+        moved |= {slot: _Place(states, row) for row, slot in enumerate(slots)}
+    return moved
 
 
 def _joined(parts: Sequence[mx.array | None]) -> mx.array | None:

@@ -57,6 +57,9 @@ class ChainDrafter:
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""
 
+    def rearrange(self, kept: Sequence[int]) -> None:
+        """The slots are the target's own."""
+
     def forget(self, row: Row, *, is_finished: bool) -> None:
         """Nothing is kept of a row."""
 

@@ -66,6 +66,9 @@ class Drafter(Protocol):
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Of the `length` tokens drafted for this row, `accepted` stood; `row.tokens` holds them by now."""
 
+    def rearrange(self, kept: Sequence[int]) -> None:
+        """What was in slot `kept[i]` is in slot i from now on; nothing else is left."""
+
     def forget(self, row: Row, *, is_finished: bool) -> None:
         """The row is gone; `is_finished`: it ended well, and its output may be learned from."""
 
@@ -81,6 +84,9 @@ class CopyingDrafter:
 
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""
+
+    def rearrange(self, kept: Sequence[int]) -> None:
+        """Nothing is kept in slots."""
 
 
 def _copied(ask: Ask) -> Draft:

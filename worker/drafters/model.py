@@ -45,6 +45,9 @@ class ModelDrafter(ChainDrafter):
         before = len(row.tokens) - accepted - 1
         self.target.state.commit(row.slot, min(before + min(accepted, length - 1), len(row.tokens) - 1))
 
+    def rearrange(self, kept: Sequence[int]) -> None:
+        self.target.rearrange(kept)
+
     def forget(self, row: Row, *, is_finished: bool) -> None:
         if row.slot < self.target.state.slots:
             self.target.state.free(row.slot)

@@ -88,6 +88,23 @@ def test_eight_bits_are_near_the_unrounded_logits_and_four_bits_are_less_so(kind
 
 
 @pytest.mark.parametrize("kv_bits", [8, 4])
+def test_rows_that_lose_their_slots_and_rows_that_move_keep_their_tokens(kv_bits: int) -> None:
+    size = Target(model("llama"), kv_bits).measure_kv()
+    engine, source = tiny.make_engine(model("llama"), kv_bits=kv_bits), random.Random(2)
+    outputs: dict[str, list[int]] = {}
+    for request in requests("warm"):
+        engine.submit(request)
+    while engine.has_work:
+        kv_bytes = source.randrange(1, 9) * 256 * size.per_token
+        engine.limits = replace(engine.limits, kv_bytes=kv_bytes, kv_bytes_per_token=size.per_token)
+        for gain in engine.step().gains:
+            outputs.setdefault(gain.request_id, []).extend(gain.tokens)
+        assert engine.target.kv_bytes <= kv_bytes
+    assert engine.totals.preempted > 0
+    assert outputs == alone("llama", kv_bits, "warm")
+
+
+@pytest.mark.parametrize("kv_bits", [8, 4])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_rounding_is_that_of_mlx_lm(kind: str, kv_bits: int) -> None:
     prompt = [random.Random(2).randrange(tiny.VOCABULARY) for _ in range(50)]
