@@ -10,6 +10,7 @@ from mlx_lm.generate import generate_step
 
 from common.sampling import Sampling, Speculation
 from tests.worker import tiny
+from worker.cache.attention import GPU_STYLE
 from worker.request import Request
 from worker.tally import Tally
 
@@ -146,6 +147,14 @@ def test_cancelled_neighbours_change_nothing() -> None:
         if steps % 3 == 0 and dropped:
             engine.cancel(dropped.pop().request_id)
     assert outputs == {request.request_id: expected[request.request_id] for request in kept}
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_shapes_rounded_as_for_a_gpu_give_the_same_tokens(kind: str) -> None:
+    expected = alone(kind, "warm")
+    engine = tiny.make_engine(model(kind), drafter(kind, "half", expected, SAMPLINGS["warm"]), chunk_tokens=24)
+    engine.target.state.style = GPU_STYLE
+    assert tiny.finish(engine, requests(SAMPLINGS["warm"]), random.Random(5)) == expected
 
 
 def test_another_seed_gives_another_output() -> None:

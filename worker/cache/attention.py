@@ -16,7 +16,7 @@ from worker.cache.wiring import ATTENTION, model_files
 # On a CPU a group is a handful of small operations (some 30 µs), and a score costs an `exp` for each head (100 ns).
 CPU_STYLE = AttentionStyle(extent_step=32, group_overhead=800, folds_heads=True)
 # On a GPU one more kernel launch costs more than any padding of a decode step, but not than a prompt's.
-GPU_STYLE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False)
+GPU_STYLE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False, doubles_shapes=True)
 
 
 def attention_style() -> AttentionStyle:
@@ -116,7 +116,8 @@ def _attend(
 def _softmax_attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array, sinks: mx.array | None
 ) -> mx.array:
-    if sinks is None and queries.dtype == values.dtype == mx.float32 and cpu_ops.is_usable():
+    is_folded = queries.shape[1] == keys.shape[1]
+    if sinks is None and is_folded and queries.dtype == values.dtype == mx.float32 and cpu_ops.is_usable():
         return cpu_ops.attention(queries, keys, values, scale, mask)
     output: mx.array = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     return output

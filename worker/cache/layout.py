@@ -36,12 +36,14 @@ class AttentionStyle:
     `extent_step`: attended extents are rounded up to a multiple of it. It must be a multiple of the width of vector
     units, which makes the sum inside softmax independent of the extent. `group_overhead`: the fixed cost of one more
     group, in scores (queries × attended slots). `folds_heads`: the query heads that share a key head go through one
-    matrix product, for devices without a fused attention kernel.
+    matrix product, for devices without a fused attention kernel. `doubles_shapes`: numbers of slots and widths are
+    rounded up to powers of two, for devices that prepare a kernel for every new shape (some 80 ms on CUDA).
     """
 
     extent_step: int
     group_overhead: int
     folds_heads: bool
+    doubles_shapes: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,23 +52,26 @@ class Group:
 
     segments: tuple[Segment, ...]
     first_token: int
-    extent_step: int
+    style: AttentionStyle
+    pool_slots: int  # that there are at all
 
     @cached_property
     def first_slot(self) -> int:
-        return self.segments[0].slot
+        return min(self.segments[0].slot, self.pool_slots - self.slots)
 
     @cached_property
     def slots(self) -> int:
-        return self.segments[-1].slot + 1 - self.first_slot
+        count = self.segments[-1].slot + 1 - self.segments[0].slot
+        return min(power_of_two(count), self.pool_slots) if self.style.doubles_shapes else count
 
     @cached_property
     def width(self) -> int:
-        return max(segment.width for segment in self.segments)
+        width = max(segment.width for segment in self.segments)
+        return power_of_two(width) if self.style.doubles_shapes else width
 
     @cached_property
     def extent(self) -> int:
-        return round_up(max(segment.end for segment in self.segments), self.extent_step)
+        return round_up(max(segment.end for segment in self.segments), self.style.extent_step)
 
     @cached_property
     def tokens(self) -> int:
@@ -102,12 +107,17 @@ class Group:
         return starts
 
 
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is at least `value` (from 1)."""
+    return 1 << (value - 1).bit_length()
+
+
 def round_up(value: int, step: int) -> int:
     """The smallest multiple of `step` that is at least `value`."""
     return -(-value // step) * step
 
 
-def group_segments(segments: Sequence[Segment], style: AttentionStyle) -> list[Group]:
+def group_segments(segments: Sequence[Segment], style: AttentionStyle, pool_slots: int = 0) -> list[Group]:
     """Groups of least cost for segments sorted by slot: neighbours merge while padding costs less than a group."""
     spans = [_Span.of(i, segment, style.extent_step) for i, segment in enumerate(segments)]
     whole = _Span.merged_all(spans)
@@ -117,9 +127,10 @@ def group_segments(segments: Sequence[Segment], style: AttentionStyle) -> list[G
         spans = [whole]
     groups: list[Group] = []
     first_token = 0
+    pool_slots = max(pool_slots, segments[-1].slot + 1)
     for span in spans:
         own = tuple(segments[span.first : span.last + 1])
-        groups.append(Group(own, first_token, style.extent_step))
+        groups.append(Group(own, first_token, style, pool_slots))
         first_token += groups[-1].tokens
     return groups
 

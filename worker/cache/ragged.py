@@ -25,10 +25,10 @@ class UnsupportedCache(ConfigError):
 class Step:
     """The arrays of one step, built once and shared by all layers."""
 
-    def __init__(self, segments: Sequence[Segment], style: AttentionStyle) -> None:
+    def __init__(self, segments: Sequence[Segment], style: AttentionStyle, pool_slots: int = 0) -> None:
         self.style = style
         self.segments = tuple(sorted(segments, key=lambda segment: segment.slot))
-        self.groups = group_segments(self.segments, style)
+        self.groups = group_segments(self.segments, style, pool_slots)
         slots = [s.slot for s in self.segments for _ in range(s.width)]
         positions = [s.start + i for s in self.segments for i in range(s.width)]
         self.tokens = len(positions)
@@ -87,7 +87,7 @@ class RaggedState:
         self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
         for segment in segments:
             assert segment.width > 0 and segment.start == self.lengths[segment.slot], segment
-        self.step = Step(segments, self.style)
+        self.step = Step(segments, self.style, self.slots)
         return self.step
 
     def commit(self, slot: int, length: int) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from worker.cache.layout import AttentionStyle, Group, Segment, group_segments, round_up
 
 STYLE = AttentionStyle(extent_step=32, group_overhead=800, folds_heads=True)
+GPU_LIKE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False, doubles_shapes=True)
 
 
 @st.composite
@@ -25,9 +26,9 @@ def test_groups_cover_all_segments_once_and_in_order(parts: list[Segment], overh
         first += group.tokens
 
 
-@given(segments())
-def test_gather_and_scatter_undo_each_other(parts: list[Segment]) -> None:
-    for group in group_segments(parts, STYLE):
+@given(segments(), st.sampled_from([STYLE, GPU_LIKE]))
+def test_gather_and_scatter_undo_each_other(parts: list[Segment], style: AttentionStyle) -> None:
+    for group in group_segments(parts, style, 21):
         gathered = group.gather_index()
         assert [gathered[at] for at in group.scatter_index()] == list(
             range(group.first_token, group.first_token + group.tokens)
@@ -74,3 +75,14 @@ def test_grouping_costs_no_more_than_all_apart_or_all_together(parts: list[Segme
     assert chosen <= cost(group_segments(parts, AttentionStyle(32, -(10**9), True)), style)
     if overhead == 100_000:
         assert chosen <= cost(group_segments(parts, AttentionStyle(32, 10**9, True)), style) * 1.5
+
+
+@given(segments())
+def test_shapes_are_rounded_to_few_and_stay_within_the_pool(parts: list[Segment]) -> None:
+    pool = parts[-1].slot + 3
+    for group in group_segments(parts, GPU_LIKE, pool):
+        assert group.width in {2**i for i in range(7)}
+        assert group.slots == pool or group.slots in {2**i for i in range(6)}
+        assert 0 <= group.first_slot <= group.segments[0].slot
+        assert group.segments[-1].slot < group.first_slot + group.slots <= pool
+        assert len(group.starts()) == group.slots
