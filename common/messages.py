@@ -150,11 +150,22 @@ class Failed(Message, frozen=True, kw_only=True):
     param: str | None = None
 
 
+class DrafterLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """One drafter's counters; `judged` and `stood` count its tokens by position in the draft, the last: all beyond."""
+
+    name: str
+    drafted: int
+    accepted: int
+    judged: tuple[int, ...] = ()
+    stood: tuple[int, ...] = ()
+
+
 class Load(Message, frozen=True, kw_only=True):
     """How busy the worker is; sent about once a second and used for balancing and /stats.
 
     `prefix_*` are the prefix cache's: requests that asked and that found something, tokens found, spans dropped, size.
-    `preempted` counts rows that lost their slot for want of memory.
+    `preempted` counts rows that lost their slot for want of memory; `parked` are rows that draft nothing at present,
+    and `probes` counts how often such a row tried again.
     """
 
     running: int
@@ -174,6 +185,9 @@ class Load(Message, frozen=True, kw_only=True):
     prefix_evictions: int = 0
     prefix_bytes: int = 0
     preempted: int = 0
+    drafters: tuple[DrafterLoad, ...] = ()
+    parked: int = 0
+    probes: int = 0
 
 
 # --- data plane: router -> worker -------------------------------------------------------------------

@@ -25,6 +25,7 @@ class LiveCollector(Collector):
         yield from self._requests()
         yield from self._models()
         yield from self._prefixes()
+        yield from self._drafters()
         ignored = CounterMetricFamily(
             "mlxspec_ignored_frames", "Frames that are no worker's message", labels=["reason"]
         )
@@ -61,6 +62,24 @@ class LiveCollector(Collector):
         budget = table.memory_budget_bytes if table else 0
         yield from (ready, restarts, footprint, speedup)
         yield GaugeMetricFamily("mlxspec_memory_budget_bytes", "Limit for all models", value=budget)
+
+    def _drafters(self) -> Iterator[Metric]:
+        labels = [*MODEL, "drafter"]
+        drafted = CounterMetricFamily("mlxspec_drafter_draft_tokens", "Tokens drafted", labels=labels)
+        accepted = CounterMetricFamily("mlxspec_drafter_accepted_tokens", "Draft tokens that stood", labels=labels)
+        by_place = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos", "Draft tokens that stood", labels=[*labels, "position"]
+        )
+        parked = GaugeMetricFamily("mlxspec_parked_rows", "Rows that draft nothing at present", labels=MODEL)
+        for model in self._backend.directory.models:
+            loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
+            parked.add_metric([model.name], sum(load.parked for load in loads))
+            for drafter in (drafter for load in loads[:1] for drafter in load.drafters):
+                drafted.add_metric([model.name, drafter.name], drafter.drafted)
+                accepted.add_metric([model.name, drafter.name], drafter.accepted)
+                for position, stood in enumerate(drafter.stood):
+                    by_place.add_metric([model.name, drafter.name, str(position)], stood)
+        yield from (drafted, accepted, by_place, parked)
 
     def _prefixes(self) -> Iterator[Metric]:
         queries = CounterMetricFamily("vllm:prefix_cache_queries", "Prompt tokens that were looked up", labels=MODEL)

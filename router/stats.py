@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from common.messages import Load, ModelEntry
+from common.messages import DrafterLoad, Load, ModelEntry
 from common.states import WorkerState
 from router.answers import Answer, json_response
 from router.app_keys import BACKEND, LEDGER, STATE
@@ -44,8 +44,17 @@ class PrefixStats(Answer, frozen=True, kw_only=True):
     bytes: int
 
 
+class DrafterStats(Answer, frozen=True, kw_only=True):
+    """One drafter of a present worker; `acceptance_by_position`: of its tokens at each place of a draft."""
+
+    draft_tokens: int
+    accepted_tokens: int
+    acceptance_rate: float | UnsetType = UNSET
+    acceptance_by_position: tuple[float, ...] = ()
+
+
 class ModelStats(Answer, frozen=True, kw_only=True):
-    """One model. `steps`, `kv_bytes`, `preemptions` and `plain_step_ms` are its present worker's."""
+    """One model. The counters from `steps` on and `plain_step_ms` are its present worker's."""
 
     state: WorkerState
     running: int
@@ -62,6 +71,9 @@ class ModelStats(Answer, frozen=True, kw_only=True):
     kv_bytes: int
     preemptions: int
     prefix_cache: PrefixStats
+    drafters: dict[str, DrafterStats]
+    parked_rows: int
+    probes: int
     acceptance_rate: float | UnsetType = UNSET
     speedup: float | UnsetType = UNSET
     plain_step_ms: float | UnsetType = UNSET
@@ -154,9 +166,22 @@ def _model(model: ModelEntry, totals: ModelTotals, loads: list[Load], *, live: i
         kv_bytes=sum(load.kv_bytes for load in loads),
         preemptions=sum(load.preempted for load in loads),
         prefix_cache=_prefixes(loads),
+        drafters={drafter.name: _drafter(drafter) for load in loads for drafter in load.drafters},
+        parked_rows=sum(load.parked for load in loads),
+        probes=sum(load.probes for load in loads),
         acceptance_rate=_ratio(totals.accepted_tokens, totals.drafted_tokens),
         speedup=_ratio(totals.plain_decode_s, totals.measured_decode_s),
         plain_step_ms=UNSET if plain is None else round(plain, 3),
+    )
+
+
+def _drafter(load: DrafterLoad) -> DrafterStats:
+    judged = [(stood, count) for stood, count in zip(load.stood, load.judged, strict=True) if count]
+    return DrafterStats(
+        draft_tokens=load.drafted,
+        accepted_tokens=load.accepted,
+        acceptance_rate=_ratio(load.accepted, load.drafted),
+        acceptance_by_position=tuple(round(stood / count, 4) for stood, count in judged),
     )
 
 

@@ -24,6 +24,7 @@ from common.messages import (
     ChosenLogprob,
     Delta,
     Deltas,
+    DrafterLoad,
     Drain,
     Exit,
     Failed,
@@ -346,6 +347,9 @@ class IoThread:
             prefix_evictions=engine.prefixes.tree.evictions,
             prefix_bytes=engine.prefixes.tree.nbytes,
             preempted=totals.preempted,
+            drafters=_drafter_loads(engine),
+            parked=totals.parked,
+            probes=engine.drafting.controller.probes,
         )
 
     def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
@@ -388,3 +392,18 @@ def text_stream(tokenizer: Any, end_tokens: frozenset[int], stop: tuple[str, ...
         return text
 
     return TextStream(Detokenizer(decode), stop, end_tokens)
+
+
+def _drafter_loads(engine: Engine) -> tuple[DrafterLoad, ...]:
+    """Counters of the drafters that have drafted; the lists are copied, as the loop may add to them meanwhile."""
+    positions = dict(engine.drafting.controller.positions)
+    return tuple(
+        DrafterLoad(
+            name=name,
+            drafted=totals.drafted,
+            accepted=totals.accepted,
+            judged=tuple(place.judged for place in positions.get(name, ())),
+            stood=tuple(place.accepted for place in positions.get(name, ())),
+        )
+        for name, totals in dict(engine.totals.drafters).items()
+    )

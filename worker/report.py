@@ -66,12 +66,14 @@ class Totals:
     plain_decode_s: float = 0.0
     measured_decode_s: float = 0.0
     drafters: dict[str, DrafterTotals] = field(default_factory=dict)
+    parked: int = 0  # rows at present
 
     def add(self, report: StepReport) -> None:
         """Count a step."""
         self.generated += report.gained
         self.drafted += report.drafted
         self.accepted += report.accepted
+        self.parked = report.parked
         for gain in report.gains:
             if gain.drafted:
                 totals = self.drafters.setdefault(gain.drafter, DrafterTotals())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from common.messages import Load, ModelEntry, ModelTable
+from common.messages import DrafterLoad, Load, ModelEntry, ModelTable
 from common.states import WorkerState
 from router import health
 from tests.fakes import BUDGET_BYTES, CACHED_TOKENS, PROMPT_TOKENS, Cluster, FakeWorker, failed, finished, wait_until
@@ -27,6 +27,9 @@ LOAD = Load(
     prefix_evictions=2,
     prefix_bytes=4096,
     preempted=7,
+    drafters=(DrafterLoad(name="suffix", drafted=10, accepted=6, judged=(5, 4, 0), stood=(4, 2, 0)),),
+    parked=2,
+    probes=3,
 )
 
 
@@ -93,6 +96,15 @@ async def test_stats_add_up(cluster: Cluster, worker: FakeWorker) -> None:
     assert (model["state"], model["running"], model["waiting"]) == ("ready", 2, 1)
     assert (model["steps"], model["plain_step_ms"], model["kv_bytes"]) == (40, 12.5, 64)
     assert model["preemptions"] == 7
+    assert (model["parked_rows"], model["probes"]) == (2, 3)
+    assert model["drafters"] == {
+        "suffix": {
+            "draft_tokens": 10,
+            "accepted_tokens": 6,
+            "acceptance_rate": 0.6,
+            "acceptance_by_position": [0.8, 0.5],
+        }
+    }
     assert model["prefix_cache"] == {"lookups": 5, "hits": 4, "hit_tokens": 300, "evictions": 2, "bytes": 4096}
     assert stats["tokens"]["cached"] == model["cached_tokens"] == 3 * CACHED_TOKENS
     assert (model["acceptance_rate"], model["speedup"]) == (0.75, 1.5)
@@ -118,6 +130,7 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
         f"vllm:num_requests_running{{{model}}} 2.0",
         f"vllm:num_requests_waiting{{{model}}} 1.0",
         f"vllm:num_preemptions_total{{{model}}} 7.0",
+        f"mlxspec_parked_rows{{{model}}} 2.0",
         f"vllm:prompt_tokens_total{{{model}}} {PROMPT_TOKENS}.0",
         f"vllm:generation_tokens_total{{{model}}} 5.0",
         f'vllm:request_success_total{{finished_reason="length",{model}}} 1.0',
