@@ -126,8 +126,9 @@ def test_streamed_completion_gives_the_same_text(client: OpenAI, server: Serve) 
     with client.completions.create(**asked, stream=True, stream_options={"include_usage": True}) as stream:
         chunks = list(stream)
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
-    assert whole.usage is not None
-    assert chunks[-1].usage == whole.usage
+    for usage in (whole.usage, chunks[-1].usage):  # how much of it was drafted may differ
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, 12, 16)
 
 
 def test_two_choices_come_from_the_seed_and_the_one_after_it(client: OpenAI, server: Serve, tokenizer: Any) -> None:

@@ -45,7 +45,8 @@ def test_text_over_http_is_the_same_with_and_without_speculation(server: Serve, 
         assert plain["speculative_stats"]["draft_tokens"] == 0
         stats = fast["speculative_stats"]
         assert stats["enabled"] is True
-        assert stats["steps"] == fast["usage"]["completion_tokens"] - stats["accepted_tokens"]
+        own = fast["usage"]["completion_tokens"] - stats["accepted_tokens"]
+        assert stats["steps"] - own in (0, 1)  # a step whose draft reaches the text's end adds no token of its own
         accepted += stats["accepted_tokens"]
     assert accepted > 0
 
