@@ -7,6 +7,7 @@ from worker.drafters.controller import Candidate, Controller, Costs, Decision
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.request import Row
 
+PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
 
 
@@ -26,13 +27,16 @@ class Drafting:
     in_auto: Sequence[str] = ()  # those that `auto` uses
     max_tokens: int = 8
     controller: Controller = field(default_factory=Controller)
+    drafted_steps: int = 0  # without a plain one between
 
     def drafts(self, rows: Sequence[Row], step_s: Callable[[int], float]) -> tuple[list[Draft], float]:
         """The drafts that pay for these decoding rows, one each, and the seconds that making them will take."""
         offers = [self._offers(row) for row in rows]
-        if not any(offers):
+        if not any(offers) or self.drafted_steps >= PLAIN_EVERY:
+            self.drafted_steps = 0
             return [NO_DRAFT] * len(rows), 0.0
         plan = self._best_plan(rows, offers, step_s)
+        self.drafted_steps = self.drafted_steps + 1 if any(plan.decision.lengths) else 0
         return self._granted(rows, plan), plan.decision.draft_s
 
     def settle(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:

@@ -301,7 +301,7 @@ class Engine:
             drift = step_s / self.times.predict(size) if self.times.is_measured else 1.0
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
-        self.times.observe(size, step_s)
+        self.times.observe(size, step_s, has_drafts=report.drafted > 0)
         if not self.times.is_measured:
             return
         plain_s = self.times.predict(len(feeds))

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_SHARED_RATE = 0.1  # weight of a new measurement for all sizes …
+_SHARED_RATE = 0.1  # weight of a plain step's measurement for all sizes …
 _OWN_RATE = 0.03  # … and for its own
+_DRAFTED_RATE = 0.1  # weight of a measurement with drafts, for its own size only
 _STEADY = 1.25  # how far the median of a calibration may lie above its best
 _TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this factor away
 
@@ -53,17 +54,23 @@ class StepTimes:
             low, high = (middle, high) if self.predict(middle) <= seconds else (low, middle - 1)
         return low
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Take in one measured step: all sizes move together (the machine is busier), its neighbours a little more."""
+    def observe(self, tokens: int, seconds: float, *, has_drafts: bool = False) -> None:
+        """Take in one measured step.
+
+        After a plain one all sizes move together (the machine is busier), its neighbours a little more. One with drafts
+        tells what drafts cost, and must not make plain steps look dearer: it moves its larger neighbour only.
+        """
         if not self.is_measured:
             self.seconds[min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens))] = seconds
             return
         ratio = min(max(seconds / self.predict(tokens), 1 / _TRUST), _TRUST)
-        self.scale *= 1 + _SHARED_RATE * (ratio - 1)
-        for i, share in _neighbours(tokens):
+        if not has_drafts:
+            self.scale *= 1 + _SHARED_RATE * (ratio - 1)
+        rate = _DRAFTED_RATE if has_drafts else _OWN_RATE
+        for i, share in [(_neighbours(tokens)[-1][0], 1.0)] if has_drafts else _neighbours(tokens):
             known = self.seconds[i]
             base = known if known is not None else self.predict(GRID[i]) / self.scale
-            self.seconds[i] = base * (1 + _OWN_RATE * share * (ratio - 1))
+            self.seconds[i] = base * (1 + rate * share * (ratio - 1))
 
     def calibrate(self, run: Callable[[int], float], largest: int, budget_s: float, repeats: int = 3) -> bool:
         """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up.

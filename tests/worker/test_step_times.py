@@ -76,3 +76,13 @@ def test_nothing_measured_cannot_predict() -> None:
     assert not StepTimes().is_measured
     with pytest.raises(LookupError):
         StepTimes().predict(1)
+
+
+def test_steps_with_drafts_tell_their_own_price_and_leave_that_of_plain_steps() -> None:
+    times = StepTimes([0.1 + 0.01 * i for i in range(len(GRID))])
+    plain_s, dear_s = times.predict(8), 1.2 * times.predict(16)
+    for _ in range(100):
+        times.observe(16, dear_s, has_drafts=True)
+        times.observe(13, dear_s, has_drafts=True)
+    assert times.predict(8) == plain_s
+    assert times.predict(16) > 1.05 * plain_s

@@ -13,8 +13,8 @@ from worker.cache.ragged import RaggedKVCache, Step, Visibility
 from worker.cache.stepping import RECURRENCES, stepwise
 from worker.cache.wiring import ATTENTION, model_files
 
-# On a CPU a group is a handful of small operations (some 30 µs), and a score costs an `exp` for each head (100 ns).
-CPU_STYLE = AttentionStyle(extent_step=32, group_overhead=800, folds_heads=True)
+# On a CPU a group is a dozen small operations (some 130 µs), and a score costs an `exp` for each head (100 ns).
+CPU_STYLE = AttentionStyle(extent_step=32, group_overhead=1400, folds_heads=True)
 # On a GPU one more kernel launch costs more than any padding of a decode step, but not than a prompt's.
 GPU_STYLE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False, doubles_shapes=True)
 
