@@ -23,7 +23,7 @@ from worker.cache.layout import Segment
 from worker.request import Request
 from worker.template import to_tokens
 
-EPSILON = 0.01  # of logits: a wider gap cannot be rounding
+EPSILON, EPSILON_16_BITS = 0.01, 0.05  # of logits: a wider gap cannot be rounding
 
 
 def main() -> int:
@@ -41,6 +41,7 @@ def main() -> int:
     gaps = [gap(ready, prompts[i], alone[i], batched[i]) for i in range(len(prompts)) if alone[i] != batched[i]]
     compared = sum(common(a, b) for a, b in zip(alone, batched, strict=True))
     totals = ready.engine.totals
+    epsilon = options.epsilon or (EPSILON if ready.facts.weights_dtype == "float32" else EPSILON_16_BITS)
     figures = {
         "backend": ready.facts.backend,
         "weights": ready.facts.weights_dtype,
@@ -48,12 +49,12 @@ def main() -> int:
         "flips": len(gaps),
         "flips_per_1000_tokens": round(1000 * len(gaps) / max(compared, 1), 3),
         "widest_gap": max(gaps, default=0.0),
-        "epsilon": options.epsilon,
+        "epsilon": epsilon,
         "drafted": totals.drafted,
         "accepted": totals.accepted,
     }
     print(json.dumps(figures, indent=1))
-    return int(any(one > options.epsilon for one in gaps))
+    return int(any(one > epsilon for one in gaps))
 
 
 def parse() -> argparse.Namespace:
@@ -64,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-chars", type=int, default=900)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--weights", default="auto")
-    parser.add_argument("--epsilon", type=float, default=EPSILON)
+    parser.add_argument("--epsilon", type=float, help="widest gap of a tie (default 0.01 in float32, else 0.05)")
     return parser.parse_args()
 
 
