@@ -24,14 +24,12 @@ from common.messages import (
     ChosenLogprob,
     Delta,
     Deltas,
-    DrafterLoad,
     Drain,
     Exit,
     Failed,
     Finished,
     Generate,
     Heartbeat,
-    Load,
     Message,
     ModelFacts,
     SetLimits,
@@ -45,6 +43,7 @@ from common.states import ExitCode, WorkerState
 from worker import limits
 from worker.detokenize import Detokenizer, TextStream
 from worker.engine import Engine
+from worker.load_report import load_of
 from worker.loop import CancelRequest, NewLimits, Order, Pulse, Stop, Submit
 from worker.report import Gain, StepReport
 from worker.request import Request
@@ -323,34 +322,8 @@ class IoThread:
     async def _report_load(self) -> None:
         while True:
             if self._served is not None:
-                self._send(self._data, self._load(self._served.engine))
+                self._send(self._data, load_of(self._served.engine, self.pulse))
             await asyncio.sleep(LOAD_REPORT_S)
-
-    def _load(self, engine: Engine) -> Load:
-        totals = engine.totals
-        is_measured = engine.times.is_measured
-        return Load(
-            running=self.pulse.running,
-            waiting=self.pulse.waiting,
-            outstanding_tokens=self.pulse.outstanding_tokens,
-            kv_bytes=self.pulse.kv_bytes,
-            steps=totals.steps,
-            prompt_tokens=totals.prompt_tokens,
-            generated_tokens=totals.generated,
-            drafted_tokens=totals.drafted,
-            accepted_tokens=totals.accepted,
-            plain_step_ms=engine.times.predict(1) * 1e3 if is_measured else None,
-            speedup=totals.plain_decode_s / totals.measured_decode_s if totals.measured_decode_s else None,
-            prefix_lookups=engine.prefixes.lookups,
-            prefix_hits=engine.prefixes.hits,
-            prefix_tokens=engine.prefixes.hit_tokens,
-            prefix_evictions=engine.prefixes.tree.evictions,
-            prefix_bytes=engine.prefixes.tree.nbytes,
-            preempted=totals.preempted,
-            drafters=_drafter_loads(engine),
-            parked=totals.parked,
-            probes=engine.drafting.controller.probes,
-        )
 
     def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
         """Send without waiting, in order; with no peer connected a message has no reader and is dropped."""
@@ -392,18 +365,3 @@ def text_stream(tokenizer: Any, end_tokens: frozenset[int], stop: tuple[str, ...
         return text
 
     return TextStream(Detokenizer(decode), stop, end_tokens)
-
-
-def _drafter_loads(engine: Engine) -> tuple[DrafterLoad, ...]:
-    """Counters of the drafters that have drafted; the lists are copied, as the loop may add to them meanwhile."""
-    positions = dict(engine.drafting.controller.positions)
-    return tuple(
-        DrafterLoad(
-            name=name,
-            drafted=totals.drafted,
-            accepted=totals.accepted,
-            judged=tuple(place.judged for place in positions.get(name, ())),
-            stood=tuple(place.accepted for place in positions.get(name, ())),
-        )
-        for name, totals in dict(engine.totals.drafters).items()
-    )
