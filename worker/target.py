@@ -15,10 +15,11 @@ from worker import cpu_ops
 from worker.cache import spans
 from worker.cache.attention import attention_style, install
 from worker.cache.families import LayerCache, ragged_caches
-from worker.cache.layout import Segment
+from worker.cache.layout import Segment, padded_tokens
 from worker.cache.quantized import QuantizedRaggedKVCache, quantized
 from worker.cache.ragged import RaggedKVCache, RaggedState
 from worker.cache.spans import KVSpan
+from worker.compiled import CompiledStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Target:
         install(model)
         cpu_ops.install(model)
         self._head = _HeadInput.of(model)
+        self._compiled = CompiledStep(self._run, self._kv_layers, self.state)
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
         """One packed step: writes the tokens' keys and values, returns logits [chosen, vocabulary], not evaluated.
@@ -54,13 +56,24 @@ class Target:
         """
         step = self.state.begin(segments)
         assert step.tokens == len(tokens), (step.tokens, len(tokens))
-        packed = (tokens if isinstance(tokens, mx.array) else mx.array(list(tokens), dtype=mx.int32))[:, None]
-        self._head.select(None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32))
-        logits: mx.array = self.model(packed, cache=self.caches)
+        packed = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens), dtype=mx.int32)
+        if not step.is_by_token:
+            wanted = None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32)
+            return self._run(packed, wanted)[0]
+        last = [step.tokens - 1]
+        places = [*chosen, *last * (padded_tokens(len(chosen)) - len(chosen))]
+        if step.padding:
+            packed = packed[mx.array([*range(step.tokens), *last * step.padding], dtype=mx.int32)]
+        return self._compiled(packed, mx.array(places, dtype=mx.int32))[0][: len(chosen)]
+
+    def _run(self, packed: mx.array, chosen: mx.array | None) -> list[mx.array]:
+        """The logits [chosen, vocabulary] of packed tokens; None chooses all."""
+        self._head.select(chosen)
+        logits: mx.array = self.model(packed[:, None], cache=self.caches)
         self._head.select(None)  # whoever else calls the model wants all of its tokens
-        if logits.shape[0] != len(chosen):  # the model's inner part could not be reached
-            logits = logits[mx.array(list(chosen), dtype=mx.int32)]
-        return logits[:, -1]
+        if chosen is not None and not self._head.is_reached:
+            logits = logits[chosen]
+        return [logits[:, -1]]
 
     def cached_arrays(self) -> list[mx.array]:
         """Keys, values and recurrent states of all layers, to be evaluated with the step."""
@@ -143,6 +156,7 @@ class _HeadInput:
 
     def __init__(self) -> None:
         self.chosen: mx.array | None = None
+        self.is_reached = False  # whether the model's inner part can be
 
     def select(self, chosen: mx.array | None) -> None:
         self.chosen = chosen
@@ -153,13 +167,15 @@ class _HeadInput:
         inner = _layers_of(model)
         if inner is None:
             return head
+        head.is_reached = True
         kind = type(inner)
         if isinstance(shared := getattr(kind, "head_input", None), cls):  # another target of the same model
             return shared
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             hidden = kind.__call__(self, *args, **kwargs)
-            return hidden if head.chosen is None or not isinstance(hidden, mx.array) else hidden[head.chosen]
+            head.is_reached = isinstance(hidden, mx.array)
+            return hidden if head.chosen is None or not head.is_reached else hidden[head.chosen]
 
         inner.__class__ = type(
             kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "head_input": head}

@@ -1,13 +1,15 @@
 """Attention over a ragged cache, in place of `scaled_dot_product_attention` in mlx-lm's model files."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from worker import cpu_ops
+from worker import backend, cpu_ops
+from worker.cache import token_attention
 from worker.cache.layout import AttentionStyle, Group
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
 from worker.cache.stepping import RECURRENCES, stepwise
@@ -17,11 +19,12 @@ from worker.cache.wiring import ATTENTION, model_files
 CPU_STYLE = AttentionStyle(extent_step=32, group_overhead=1400, folds_heads=True)
 # On a GPU one more kernel launch costs more than any padding of a decode step, but not than a prompt's.
 GPU_STYLE = AttentionStyle(extent_step=256, group_overhead=65_536, folds_heads=False, doubles_shapes=True)
+CUDA_STYLE = replace(GPU_STYLE, by_token=True)
 
 
 def attention_style() -> AttentionStyle:
     """The way of the default device."""
-    return CPU_STYLE if mx.default_device() == mx.Device(mx.cpu) else GPU_STYLE
+    return {"cpu": CPU_STYLE, "cuda": CUDA_STYLE}.get(backend.name(), GPU_STYLE)
 
 
 def install(model: nn.Module) -> None:
@@ -74,18 +77,21 @@ def ragged_attention(
     """
     windows = [window for window in (mask.window if mask else None, cache.window) if window]
     window = min(windows) if windows else None
+    step = cache.step
+    if step.is_by_token:
+        return token_attention.attention(queries, keys, values, step.slots, step.positions, scale, window)
     outputs = [
         _attend(
             queries,
             cache.attended(keys, group),
             cache.attended(values, group),
-            cache.step,
+            step,
             group,
             scale,
             window,
             sinks,
         )
-        for group in cache.step.groups
+        for group in step.groups
     ]
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 

@@ -38,12 +38,14 @@ class AttentionStyle:
     group, in scores (queries × attended slots). `folds_heads`: the query heads that share a key head go through one
     matrix product, for devices without a fused attention kernel. `doubles_shapes`: numbers of slots and widths are
     rounded up to powers of two, for devices that prepare a kernel for every new shape (some 80 ms on CUDA).
+    `by_token`: a kernel serves each token by itself (`token_attention.py`), where the model's heads suit it.
     """
 
     extent_step: int
     group_overhead: int
     folds_heads: bool
     doubles_shapes: bool = False
+    by_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ class Group:
 def power_of_two(value: int) -> int:
     """The smallest power of two that is at least `value` (from 1)."""
     return 1 << (value - 1).bit_length()
+
+
+def padded_tokens(tokens: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is at least `tokens`: few shapes, less than half more."""
+    power = power_of_two(tokens)
+    return power * 3 // 4 if power > 2 and tokens <= power * 3 // 4 else power
 
 
 def round_up(value: int, step: int) -> int:

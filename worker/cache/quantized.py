@@ -70,4 +70,5 @@ def quantized(caches: Sequence[Any], kv_bits: int) -> list[QuantizedRaggedKVCach
                 f"kv_bits is {kv_bits}, but the model keeps more than keys and values for plain attention (recurrent "
                 "states, latent or several caches a layer), which cannot be quantized: set kv_bits = 0 for this model"
             )
+        cache.state.is_by_token = False  # the kernel reads keys and values as computed
     return [QuantizedRaggedKVCache(cache.state, cache.window, kv_bits) for cache in caches]

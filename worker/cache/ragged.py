@@ -5,17 +5,20 @@ until the next step writes over them. All layers share one `RaggedState`; a host
 so nothing here waits for the device.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from common.errors import ConfigError
-from worker.cache.layout import CAPACITY_STEP, AttentionStyle, Group, Segment, group_segments, round_up
+from worker.cache.layout import CAPACITY_STEP, AttentionStyle, Group, Segment, group_segments, padded_tokens, round_up
 
 T = TypeVar("T")
+
+MOST_SCORES_BY_TOKEN = 1 << 20  # queries × keys of a row: beyond it matrix products are worth preparing a shape
 
 
 class UnsupportedCache(ConfigError):
@@ -23,19 +26,42 @@ class UnsupportedCache(ConfigError):
 
 
 class Step:
-    """The arrays of one step, built once and shared by all layers."""
+    """The arrays of one step, built once and shared by all layers.
 
-    def __init__(self, segments: Sequence[Segment], style: AttentionStyle, pool_slots: int = 0) -> None:
+    `is_by_token`: attention serves each token by itself. Then the arrays are padded to one of few lengths with
+    repetitions of the last token, which write what it writes.
+    """
+
+    def __init__(
+        self, segments: Sequence[Segment], style: AttentionStyle, pool_slots: int = 0, *, by_token: bool = False
+    ) -> None:
         self.style = style
         self.segments = tuple(sorted(segments, key=lambda segment: segment.slot))
-        self.groups = group_segments(self.segments, style, pool_slots)
+        self.is_by_token = by_token and all(s.width * s.end <= MOST_SCORES_BY_TOKEN for s in self.segments)
+        self._pool_slots = pool_slots
         slots = [s.slot for s in self.segments for _ in range(s.width)]
         positions = [s.start + i for s in self.segments for i in range(s.width)]
         self.tokens = len(positions)
-        self.slots = mx.array(slots, dtype=mx.int32)  # [tokens]
-        self.positions = mx.array(positions, dtype=mx.int32)  # [tokens]
+        self.padding = padded_tokens(self.tokens) - self.tokens if self.is_by_token else 0
+        self.slots = mx.array(slots + slots[-1:] * self.padding, dtype=mx.int32)  # [tokens + padding]
+        self.positions = mx.array(positions + positions[-1:] * self.padding, dtype=mx.int32)  # [tokens + padding]
         self.freed: set[int] = set()  # slots that were freed since
         self._memo: dict[tuple[Any, ...], Any] = {}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Rows that attend together, where tokens do not by themselves."""
+        return group_segments(self.segments, self.style, self._pool_slots)
+
+    @contextmanager
+    def traced(self, slots: mx.array, positions: mx.array) -> Iterator[None]:
+        """Within it the step's arrays are these, while a function of them is compiled."""
+        own = self.slots, self.positions, self._memo
+        self.slots, self.positions, self._memo = slots, positions, {}
+        try:
+            yield
+        finally:
+            self.slots, self.positions, self._memo = own
 
     def gather_index(self, group: Group) -> mx.array:
         """[slots × width] packed tokens of a padded group."""
@@ -76,6 +102,7 @@ class RaggedState:
         self.capacity_tokens = 0
         self.longest_tokens = 0  # what the longest row may come to need: room to grow into
         self.step: Step | None = None
+        self.is_by_token = False  # whether all layers' attention can serve each token by itself
         self.fits: Callable[[int, int], bool] = lambda slots, capacity_tokens: True  # whether there may be so many
 
     @property
@@ -87,7 +114,7 @@ class RaggedState:
         self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
         for segment in segments:
             assert segment.width > 0 and segment.start == self.lengths[segment.slot], segment
-        self.step = Step(segments, self.style, self.slots)
+        self.step = Step(segments, self.style, self.slots, by_token=self.is_by_token)
         return self.step
 
     def commit(self, slot: int, length: int) -> None:
@@ -139,6 +166,7 @@ class RaggedKVCache:
         self.window = window
         self.is_plain = True  # only plain attention looks at it
         self.pools: list[mx.array] = []  # keys and values [slots, kv_heads, capacity, head_dim], once there are some
+        self._forms: list[tuple[int, int, mx.Dtype]] = []  # (kv_heads, dim, dtype) of each pool, once written to
 
     @property
     def step(self) -> Step:
@@ -183,12 +211,18 @@ class RaggedKVCache:
 
     def _grow(self, forms: Sequence[tuple[int, int, mx.Dtype]]) -> None:
         """Let there be a pool for each (kv_heads, dim, dtype), large enough."""
-        pools: list[mx.array | None] = [*self.pools] or [None] * len(forms)
+        self._forms = list(forms)
+        self.make_room()
+
+    def make_room(self) -> bool:
+        """Let the pools be as large as the state says; False if it is not known yet what they hold."""
+        pools: list[mx.array | None] = [*self.pools] or [None] * len(self._forms)
         slots, capacity = self.state.slots, self.state.capacity_tokens
         self.pools = [
             _grown(pool, (slots, heads, capacity, dim), dtype)
-            for pool, (heads, dim, dtype) in zip(pools, forms, strict=True)
+            for pool, (heads, dim, dtype) in zip(pools, self._forms, strict=True)
         ]
+        return bool(self._forms)
 
     def arrays(self) -> list[mx.array]:
         """The pools, to be evaluated with the step."""

@@ -13,16 +13,29 @@ from mlx_lm.models.cache import CacheList
 ATTENTION = "scaled_dot_product_attention"
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionForm:
+    """The form of a call of the attention function."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: mx.Dtype
+    has_options: bool  # sinks and the like
+
+
 @dataclass
 class Wiring:
     """What a forward did with its caches; caches are told apart by `id`, so they must outlive this.
 
     `receivers`: the innermost modules that were called with a cache. `plain`: key-value caches whose keys, values and
-    mask went to the attention function just as they came from the cache.
+    mask went to the attention function just as they came from the cache. `forms`: how that function was called.
     """
 
     receivers: dict[int, list[nn.Module]] = field(default_factory=dict)
     plain: set[int] = field(default_factory=set)
+    forms: set[AttentionForm] = field(default_factory=set)
 
 
 def trace(model: nn.Module, caches: Sequence[Any]) -> Wiring:
@@ -37,7 +50,7 @@ def trace(model: nn.Module, caches: Sequence[Any]) -> Wiring:
             if hasattr(file, ATTENTION):
                 watched.enter_context(_replaced(file, ATTENTION, attention.watching(getattr(file, ATTENTION))))
         model(mx.zeros((1, 2), dtype=mx.int32), cache=list(caches))
-    return Wiring(calls.innermost, attention.plain())
+    return Wiring(calls.innermost, attention.plain(), attention.forms)
 
 
 def members_of(cache: Any) -> tuple[Any, ...]:
@@ -102,6 +115,7 @@ class _AttentionCalls:
         self._fetched: dict[int, list[tuple[Any, Any]]] = {}
         self._masks: list[Any] = []
         self._called: list[tuple[Any, Any, Any]] = []
+        self.forms: set[AttentionForm] = set()
         for cache in caches:
             if hasattr(cache, "update_and_fetch"):
                 cache.update_and_fetch = self._fetching(cache, cache.update_and_fetch)
@@ -111,6 +125,7 @@ class _AttentionCalls:
     def watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, **options: Any) -> Any:
             self._called.append((keys, values, mask))
+            self.forms.add(_form(queries, keys, values, options))
             return original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
 
         return call
@@ -140,3 +155,9 @@ class _AttentionCalls:
             return mask
 
         return call
+
+
+def _form(queries: mx.array, keys: mx.array, values: mx.array, options: Any) -> AttentionForm:
+    is_special = any(value is not None for value in options.values())
+    heads, kv_heads = queries.shape[1], keys.shape[1]
+    return AttentionForm(heads, kv_heads, queries.shape[-1], values.shape[-1], queries.dtype, is_special)

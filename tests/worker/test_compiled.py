@@ -1,0 +1,90 @@
+"""Steps whose attention serves each token by itself: padded, compiled, and the same tokens as ever."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from common.sampling import Sampling
+from tests.worker import tiny
+from worker.cache import attention, token_attention
+from worker.cache.layout import Segment, padded_tokens
+from worker.target import Target
+
+
+def by_definition(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    slots: mx.array,
+    positions: mx.array,
+    scale: float,
+    window: int | None,
+) -> mx.array:
+    """What the kernel computes, in plain operations: every token with a copy of its whole slot."""
+    at, query = mx.arange(keys.shape[2])[None, :], positions[:, None]
+    seen = (at <= query) & (at > query - window) if window else at <= query
+    return mx.fast.scaled_dot_product_attention(
+        queries, keys[slots], values[slots], scale=scale, mask=seen[:, None, None, :]
+    )
+
+
+@pytest.fixture
+def by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CPU_STYLE", replace(attention.CPU_STYLE, by_token=True))
+    monkeypatch.setattr(token_attention, "is_usable", lambda form: True)
+    monkeypatch.setattr(token_attention, "attention", by_definition)
+
+
+@pytest.fixture
+def compiling(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether functions are compiled: on a CPU a C++ compiler takes a second for each shape."""
+    (mx.enable_compile if request.param else mx.disable_compile)()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiling"),
+    [("llama", True), *((kind, False) for kind in tiny.KINDS)],
+    indirect=["compiling"],
+)
+def test_steps_by_token_give_the_tokens_of_plain_decoding(kind: str, compiling: None, by_token: None) -> None:
+    samplings = [Sampling(), Sampling(temperature=0.9, top_p=0.9, seed=5)]
+    requests = [tiny.make_request(i, sampling=samplings[i % 2]) for i in range(8)]
+    model = tiny.make_model(kind)
+    expected: dict[str, list[int]] = {}
+    for request in requests:
+        expected |= tiny.finish(tiny.make_engine(model), [tiny.plain(request)])
+    engine = tiny.make_engine(model, tiny.Oracle({r.prompt: expected[r.request_id] for r in requests}, wrong=0.4))
+    assert engine.target.state.is_by_token
+    assert tiny.finish(engine, requests, random.Random(3)) == expected
+
+
+def test_logits_are_those_of_grouped_attention(monkeypatch: pytest.MonkeyPatch, by_token: None) -> None:
+    def logits(target: Target) -> Any:
+        target.forward([Segment(0, 0, 5, True), Segment(2, 0, 3, True)], list(range(8)), [4, 7])
+        target.state.commit(0, 5)
+        target.state.commit(2, 3)
+        return target.forward([Segment(0, 5, 3), Segment(2, 3, 2)], [9, 8, 7, 6, 5], range(5))
+
+    compiled = logits(Target(tiny.make_model("llama")))
+    monkeypatch.undo()
+    plain = Target(tiny.make_model("llama"))
+    assert not plain.state.is_by_token
+    assert mx.allclose(compiled, logits(plain), atol=1e-4)
+
+
+def test_padding_adds_less_than_half() -> None:
+    for tokens in range(1, 5000):
+        assert tokens <= padded_tokens(tokens) < tokens * 1.5
+    assert len({padded_tokens(tokens) for tokens in range(1, 1025)}) == 20
+
+
+def test_one_long_prompt_goes_through_matrix_products(by_token: None) -> None:
+    target = Target(tiny.make_model("llama"))
+    assert target.state.begin([Segment(0, 0, 8, True)]).is_by_token
+    assert not target.state.begin([Segment(0, 0, 1025, True)]).is_by_token
