@@ -13,7 +13,7 @@ from worker.heads.head import Head, HeadConfig
 from worker.heads.identity import identity
 from worker.taps import owner_of_layers
 
-STAGES = ((0.5, 1), (0.8, 4), (1.0, 6))  # up to which share of the training so many passes are unrolled
+STAGES = ((0.2, 1), (0.7, 4), (1.0, 6))  # up to which share of the training so many passes are unrolled
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
