@@ -97,9 +97,11 @@ class SupervisorConfig(Section, frozen=True, kw_only=True):
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
-    """[log]."""
+    """[log]: `max_bytes` of each log file; then it becomes the first of its `backups`."""
 
     level: str = "info"
+    max_bytes: int = 10 * 1024 * 1024
+    backups: int = 3
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -331,7 +333,7 @@ _MAY_BE_ZERO = {
 def _check_positive(config: Config) -> None:
     if not 0 < config.server.port < 65536:
         raise ConfigError(f"server.port is {config.server.port}; it must lie in [1, 65535]")
-    for section in ("server", "generation", "speculation", "engine", "supervisor"):
+    for section in ("server", "generation", "speculation", "engine", "supervisor", "log"):
         for key, value in msgspec.structs.asdict(getattr(config, section)).items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and key not in _MAY_BE_NEGATIVE
             if is_number and (value < 0 or (value == 0 and key not in _MAY_BE_ZERO)):

@@ -26,11 +26,12 @@ from common.messages import (
     WorkerHello,
 )
 from common.states import ExitCode, WorkerState
-from router.supervisor import process
+from router.supervisor import process, rotation
 from router.supervisor.calls import CallDesk
 from router.supervisor.console import Console, address, first_steps
 from router.supervisor.control import ControlSocket
 from router.supervisor.fleet import Fleet, Launcher
+from router.supervisor.notify import Notifier
 from router.supervisor.options import add_serve_options, read_config
 from router.supervisor.router_keeper import RouterKeeper, first_of
 
@@ -102,6 +103,7 @@ class Supervisor:
 
     def __init__(self, config: Config, run_dir: Path, commands: process.Commands, console: Console) -> None:
         self._config, self._run_dir, self._commands, self._console = config, run_dir, commands, console
+        self._notifier = Notifier()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._drain_s = config.supervisor.drain_timeout_s
@@ -139,6 +141,8 @@ class Supervisor:
             tasks.create_task(self._keep_router(keeper), name="router"),
             tasks.create_task(self._listen(control, fleet), name="control"),
             tasks.create_task(fleet.steer(), name="fleet"),
+            tasks.create_task(self._notifier.keep_alive(), name="watchdog"),
+            tasks.create_task(rotation.keep_short(paths.logs_dir(), self._config.log), name="logs"),
         ]
         await self._stop.wait()
         await self._end(fleet, keeper)
@@ -174,6 +178,7 @@ class Supervisor:
     def _on_watch(self, watch: Watch) -> None:
         if watch.client == "router":
             self._is_router_up = True
+            self._notifier.ready()
             self._announce()
 
     async def _keep_router(self, keeper: RouterKeeper) -> None:
@@ -214,6 +219,7 @@ class Supervisor:
 
     async def _end(self, fleet: Fleet, keeper: RouterKeeper) -> None:
         """The router drains and goes first, then the workers."""
+        self._notifier.stopping()
         await keeper.stop(self._drain_s + ROUTER_GRACE_S, self._hurry)
         fleet.stop()
         patience_s = self._config.supervisor.stop_timeout_s + KILL_MARGIN_S
