@@ -4,7 +4,7 @@ Works with mlx-lm's model classes as they are. Two seams are used: the attention
 (see `cache/attention.py`), and the inner model's output, of which only the chosen tokens go on to the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,8 @@ class Target:
         install(model)
         cpu_ops.install(model)
         self._head = _HeadInput.of(model)
-        self._compiled = CompiledStep(self._run, self._kv_layers, self.state)
+        self.on_compile: Callable[[], None] = lambda: None  # called before a step of a new shape is compiled
+        self._compiled = CompiledStep(self._run, self._kv_layers, self.state, lambda: self.on_compile())
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
         """One packed step: writes the tokens' keys and values, returns logits [chosen, vocabulary], not evaluated.
