@@ -18,6 +18,7 @@ from common.sampling import Sampling, Speculation, check_sampling, check_specula
 
 WEIGHT_FORMS = ("auto", "stored", "float32", "bfloat16", "float16")
 KV_BITS = (0, 4, 8)
+MAX_REPLICAS = 64
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -94,6 +95,9 @@ class SupervisorConfig(Section, frozen=True, kw_only=True):
     backoff_max_s: float = 60.0
     immediate_restarts: int = 3
     stable_after_s: float = 60.0
+    hang_timeout_s: float = 9.0
+    compile_timeout_s: float = 120.0
+    idle_unload_s: float = 0.0
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
@@ -110,6 +114,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     path: str
     preload: bool = False
     pin: bool = False
+    replicas: int = 1
+    idle_unload_s: float | None = None
     weights: str | None = None
     max_batch_size: int | None = None
     kv_bits: int | None = None
@@ -305,6 +311,11 @@ def _checked(config: Config) -> Config:
     for bits in (config.engine.kv_bits, *(m.kv_bits for m in config.models.values() if m.kv_bits is not None)):
         if bits not in KV_BITS:
             raise ConfigError(f"kv_bits is {bits}; possible: {', '.join(map(str, KV_BITS))} (0: not quantized)")
+    for name, model in config.models.items():
+        if not 0 < model.replicas <= MAX_REPLICAS:
+            raise ConfigError(f"models.{name}.replicas is {model.replicas}; it must lie in [1, {MAX_REPLICAS}]")
+        if model.idle_unload_s is not None and model.idle_unload_s < 0:
+            raise ConfigError(f"models.{name}.idle_unload_s is {model.idle_unload_s}; it must not be negative")
     if config.log.level not in LOG_LEVELS:
         raise ConfigError(f"log.level is {config.log.level!r}; possible: {', '.join(LOG_LEVELS)}")
     if config.server.host not in LOOPBACK_HOSTS:
@@ -327,6 +338,7 @@ _MAY_BE_ZERO = {
     "prefix_cache_gb",
     "memory_limit_gb",
     "draft_layers_ratio",
+    "idle_unload_s",
 }
 
 

@@ -51,6 +51,7 @@ from worker.template import check_length, to_tokens
 from worker.token_text import TokenTexts
 
 LOAD_REPORT_S = 1.0
+ANNOUNCE_S = 0.1  # that the MLX thread waits at most for its phase to be told
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,17 @@ class IoThread:
     def publish(self, report: StepReport) -> None:
         """Hand out what a step gave."""
         self._loop.call_soon_threadsafe(self._on_report, report)
+
+    def announce(self) -> None:
+        """Tell the supervisor of the phase before it begins: what follows may keep this thread from talking."""
+        sent = threading.Event()
+
+        def tell() -> None:
+            self._send(self._control, self._heartbeat())
+            sent.set()
+
+        self._loop.call_soon_threadsafe(tell)
+        sent.wait(ANNOUNCE_S)
 
     def stop(self) -> None:
         """End the loop, or the process if it is still loading: there is nobody yet who would take the order."""
@@ -166,8 +178,8 @@ class IoThread:
     async def _receive_orders(self) -> None:
         while True:
             match wire.decode_worker_order(await self._control.recv()):
-                case SetLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes):
-                    self.orders.put(NewLimits(kv_bytes, cache_bytes))
+                case SetLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes, shrink=shrink):
+                    self.orders.put(NewLimits(kv_bytes, cache_bytes, shrink))
                 case Drain():
                     self._change_state(WorkerState.DRAINING)
                     self._stop_if_drained()
@@ -180,21 +192,22 @@ class IoThread:
 
     async def _beat(self) -> None:
         while True:
-            engine = self._served.engine if self._served else None
-            self._send(
-                self._control,
-                Heartbeat(
-                    loop_seq=self.pulse.seq,
-                    phase=self.pulse.phase,
-                    running=self.pulse.running,
-                    waiting=self.pulse.waiting,
-                    finished=engine.totals.finished if engine else 0,
-                    active_bytes=limits.active_bytes(),
-                    cache_bytes=limits.cache_bytes(),
-                    footprint_bytes=limits.footprint_bytes(),
-                ),
-            )
+            self._send(self._control, self._heartbeat())
             await asyncio.sleep(self.config.supervisor.heartbeat_s)
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            loop_seq=self.pulse.seq,
+            phase=self.pulse.phase,
+            running=self.pulse.running,
+            waiting=self.pulse.waiting,
+            finished=self._served.engine.totals.finished if self._served else 0,
+            active_bytes=limits.active_bytes(),
+            cache_bytes=limits.cache_bytes(),
+            footprint_bytes=limits.footprint_bytes(),
+            kv_bytes=self.pulse.kv_bytes,
+            slowest_step_s=self.pulse.slowest_step_s,
+        )
 
     # --- requests of the router ----------------------------------------------------------------------------------
 

@@ -74,6 +74,11 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
+    def abort(self) -> None:
+        """Have it write where all its threads stand into its log, and die (SIGABRT)."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)
+
     def kill(self) -> None:
         """End it and whatever it has started, at once (SIGKILL)."""
         if self._process.returncode is None:
