@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from common import paths
+from common import keys, paths
 from common.errors import ConfigError, InvalidValue
 from common.sampling import Sampling, Speculation, check_sampling, check_speculation
 
@@ -39,6 +39,11 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     request_timeout_s: float = 1800.0
     max_choices: int = 8
     max_batch_prompts: int = 256
+    max_waiting_per_model: int = 256
+    max_connections: int = 2048
+    api_keys_file: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
 
 
 class GenerationConfig(Section, frozen=True, kw_only=True):
@@ -144,7 +149,9 @@ def load(
     raw: dict[str, Any] = _read_toml(path)
     for key, value in (_from_environment(env) | dict(overrides or {})).items():
         _put(raw, key.split("."), value)
-    return _checked(_convert(raw, str(path or "configuration")))
+    config = _checked(_convert(raw, str(path or "configuration")))
+    _check_bind(config.server, keys.load_keys(config.server.api_keys_file, env))
+    return config
 
 
 def dump(config: Config, path: Path) -> None:
@@ -305,12 +312,17 @@ def _checked(config: Config) -> Config:
             raise ConfigError(f"kv_bits is {bits}; possible: {', '.join(map(str, KV_BITS))} (0: not quantized)")
     if config.log.level not in LOG_LEVELS:
         raise ConfigError(f"log.level is {config.log.level!r}; possible: {', '.join(LOG_LEVELS)}")
-    if config.server.host not in LOOPBACK_HOSTS:
-        raise ConfigError(
-            f"server.host is {config.server.host}: without API keys only loopback addresses are served "
-            f"({', '.join(LOOPBACK_HOSTS)})"
-        )
     return config
+
+
+def _check_bind(server: ServerConfig, known: keys.Keys) -> None:
+    """Others may connect only where a key keeps them out."""
+    if server.host not in LOOPBACK_HOSTS and not known:
+        raise ConfigError(
+            f"server.host is {server.host}: without API keys only loopback addresses are served "
+            f"({', '.join(LOOPBACK_HOSTS)}); put a line 'user KEY' into {paths.home() / keys.DEFAULT_FILE} (mode 600), "
+            f"or set {keys.USER_VARIABLE}"
+        )
 
 
 _MAY_BE_NEGATIVE = {"presence_penalty", "frequency_penalty"}  # their range is checked with the rest of sampling

@@ -36,6 +36,8 @@ class LiveRequest:
     tokens_at_death: int = 0
     refused_by: str | None = None  # the worker that handed it back last; it gets a pause
     refusals: int = 0
+    steps: int = 0  # of its present attempt that gave tokens
+    lost_steps: int = 0  # of attempts that were cut off: no worker counts them
     deadline: asyncio.TimerHandle | None = None
     load_deadline: asyncio.TimerHandle | None = None
 
@@ -47,6 +49,7 @@ class LiveRequest:
         """The message for its next worker: the same request, to be continued after the tokens received."""
         self.wire_id = f"{self.request_id}~{self.attempts}" if self.attempts else self.request_id
         self.attempts += 1
+        self.lost_steps, self.steps = self.lost_steps + self.steps, 0
         return msgspec.structs.replace(self.generate, request_id=self.wire_id, resume=tuple(self.token_ids))
 
     def outstanding_tokens(self) -> int:
@@ -57,9 +60,10 @@ class LiveRequest:
 
     def ended(self, message: Finished, now_s: float) -> Ended:
         """Its good end, for the reader."""
+        usage = message.usage
         return Ended(
             reason=message.reason,
-            usage=message.usage,
+            usage=msgspec.structs.replace(usage, steps=usage.steps + self.lost_steps) if self.lost_steps else usage,
             timings=message.timings,
             elapsed_s=now_s - self.started_s,
             first_token_s=self._first_token_after_s(),
