@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from common import keys, paths
-from common.errors import ConfigError, InvalidValue
+from common import keys, paths, saved_state
+from common.errors import ConfigError, InvalidRequest, InvalidValue
+from common.groups import Group, check_names
 from common.sampling import Sampling, Speculation, check_sampling, check_speculation
 
 WEIGHT_FORMS = ("auto", "stored", "float32", "bfloat16", "float16")
@@ -132,6 +133,8 @@ class Config(Section, frozen=True, kw_only=True):
     supervisor: SupervisorConfig = SupervisorConfig()
     log: LogConfig = LogConfig()
     models: dict[str, ModelConfig] = {}
+    groups: dict[str, Group] = {}
+    aliases: dict[str, str] = {}
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -166,9 +169,13 @@ def load_effective(path: Path) -> Config:
 
 
 def discover_models(config: Config) -> dict[str, ModelConfig]:
-    """Configured models plus every model folder below MLXSPEC_HOME/models, by name."""
+    """Configured models, those registered over HTTP and every model folder below MLXSPEC_HOME/models, by name."""
+    saved = saved_state.load(saved_state.default_path())
+    registered = {name: ModelConfig(path=path) for name, path in saved.models.items()}
     found = {folder.name: ModelConfig(path=str(folder)) for folder in _model_folders(paths.models_dir())}
-    return found | config.models
+    models = registered | found | config.models
+    pins = {name: pin for name, pin in saved.pins.items() if name in models}
+    return models | {name: msgspec.structs.replace(models[name], pin=pin) for name, pin in pins.items()}
 
 
 def resolve_model_path(path: str) -> str:
@@ -301,6 +308,10 @@ def _checked(config: Config) -> Config:
             check_speculation(Speculation(drafter=model.drafter or "auto"))
     except InvalidValue as error:
         raise ConfigError(f"[generation], [speculation] or [models]: {error}") from error
+    try:
+        check_names(config.groups, config.aliases)
+    except InvalidRequest as error:
+        raise ConfigError(f"[groups] or [aliases]: {error}") from error
     ratios = (config.speculation.draft_layers_ratio, *(m.draft_layers_ratio or 0.0 for m in config.models.values()))
     if wrong := [ratio for ratio in ratios if not 0 <= ratio < 1]:
         raise ConfigError(f"draft_layers_ratio is {wrong[0]}; it must lie in [0, 1)")

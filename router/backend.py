@@ -39,6 +39,7 @@ from router.control_client import ControlClient
 from router.data_socket import DataSocket, Progress
 from router.journal import Journal, LiveRequest
 from router.model_table import check_hope, failure_of
+from router.names import Names, choose
 from router.observer import Observers
 from router.streams import Ended, Event, Streams
 
@@ -53,10 +54,13 @@ SERVING_STATES = (WorkerState.READY, WorkerState.DRAINING)
 class Backend:
     """Owns the journal of live requests; receives what the data socket tells."""
 
-    def __init__(self, config: Config, socket: DataSocket, control: ControlClient, observers: Observers) -> None:
+    def __init__(
+        self, config: Config, socket: DataSocket, control: ControlClient, observers: Observers, names: Names
+    ) -> None:
         self.control = control
         self.directory = control.directory
         self.observers = observers
+        self.names = names
         self.journal = Journal()
         self.loads: dict[str, Load] = {}  # newest report of each worker
         self._server = config.server
@@ -68,9 +72,18 @@ class Backend:
     # --- for handlers ---
 
     async def resolve(self, name: str | None) -> ModelEntry:
-        """The model that a request means. Raises `ModelNotFound`, or `ModelUnavailable` without hope."""
+        """The model that a request means, by its name, an alias, a group or the default.
+
+        Raises `ModelNotFound`, or `ModelUnavailable` without hope.
+        """
         await self.known_table()
-        model = self.directory.resolve(name)
+        if name and not self.directory.find(name):
+            name = self.names.aliases.get(name, name)
+        group = None if not name or self.directory.find(name) else self.names.groups.get(name)
+        if name and group:
+            model = choose(name, group, self.directory.models, self.journal.outstanding_by_model())
+        else:
+            model = self.directory.resolve(name)
         check_hope(model)
         return model
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -137,6 +138,13 @@ class Journal:
     def waiting(self, model: str) -> list[LiveRequest]:
         """Requests for `model` that no worker has, first come first."""
         return [r for r in self._by_id.values() if r.model == model and r.worker is None]
+
+    def outstanding_by_model(self) -> Counter[str]:
+        """Tokens that are still to be read or made for each model."""
+        tokens: Counter[str] = Counter()
+        for request in self._by_id.values():
+            tokens[request.model] += request.outstanding_tokens()
+        return tokens
 
     def waiting_models(self) -> set[str]:
         return {request.model for request in self._by_id.values() if request.worker is None}

@@ -95,7 +95,7 @@ async def check_body(request: web.Request, handler: Handler) -> web.StreamRespon
     limit = request.app[CONFIG].server.max_body_bytes
     if (request.content_length or 0) > limit:
         raise _too_large(request.content_length or 0, limit)
-    if request.method == "POST" and request.content_type != "application/json":
+    if request.method in ("POST", "PUT") and request.content_type != "application/json":
         given = request.headers.get("Content-Type", "")[:100]
         raise UnsupportedMediaType(f"Content-Type is {given!r}; it must be application/json")
     return await handler(request)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from common import saved_state
 from common.config import Config
 from common.keys import Keys, load_keys
 from common.logs import fields
@@ -20,6 +21,7 @@ from router.listener import listen
 from router.meters import Meters
 from router.metrics import LiveCollector
 from router.model_table import Directory
+from router.names import Names
 from router.observer import Observers
 from router.routes import ROUTES
 
@@ -62,17 +64,17 @@ async def serve(run_dir: Path, config: Config) -> int:
     """Run until SIGTERM or SIGINT; returns the process's exit status."""
     context = data_socket.new_context()
     try:
-        backend = connect(config, context, run_dir)
+        backend = connect(config, context, run_dir, Names(config, saved_state.default_path()))
         return await _serve_http(config, backend)
     finally:
         context.destroy(linger=0)
 
 
-def connect(config: Config, context: data_socket.Context, run_dir: Path) -> Backend:
+def connect(config: Config, context: data_socket.Context, run_dir: Path, names: Names) -> Backend:
     """A backend on the sockets of both planes."""
     control, observers = control_client.connect(context, run_dir, Directory()), Observers()
     socket = DataSocket(data_socket.bind_data_socket(context, run_dir), control.directory, observers)
-    return Backend(config, socket, control, observers)
+    return Backend(config, socket, control, observers, names)
 
 
 async def _serve_http(config: Config, backend: Backend) -> int:

@@ -30,6 +30,7 @@ from common.messages import (
     Message,
     ModelEntry,
     ModelTable,
+    Pin,
     Reply,
     Timings,
     TokenLogprob,
@@ -42,6 +43,7 @@ from common.messages import (
 from common.states import WorkerState
 from router.app_keys import STATE, ServerState
 from router.listener import listen
+from router.names import Names
 from router.server import connect, init_app, make_runner
 
 PROMPT_TOKENS = 7
@@ -95,6 +97,7 @@ class FakeSupervisor:
         self.default_model: str | None = None
         self.ensured: list[EnsureModel] = []
         self.unloaded: list[Unload] = []
+        self.pins: list[Pin] = []
         self.on_ensure: Callable[[EnsureModel], str] = lambda call: ""  # an error code, or none
         self.on_unload: Callable[[Unload], str] = lambda call: ""
         self.watches = 0
@@ -115,6 +118,9 @@ class FakeSupervisor:
                 case EnsureModel() as call:
                     self.ensured.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_ensure(call), message="told so"))
+                case Pin() as call:
+                    self.pins.append(call)
+                    self._send(client, Reply(call_id=call.call_id))
                 case Unload() as call:
                     self.unloaded.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_unload(call), message="told so"))
@@ -248,7 +254,7 @@ class Cluster:
         self.run_dir = run_dir
         self.context = zmq.asyncio.Context()
         self.supervisor = FakeSupervisor(self.context, run_dir)
-        self.backend = connect(config, self.context, run_dir)
+        self.backend = connect(config, self.context, run_dir, Names(config, run_dir / "state.json"))
         self.app = init_app(config, self.backend, keys)
         self.http: aiohttp.ClientSession
         self.port = 0
