@@ -62,6 +62,7 @@ class Backend:
         self.observers = observers
         self.names = names
         self.journal = Journal()
+        self._prefixes = balancer.PrefixMemory()
         self.loads: dict[str, Load] = {}  # newest report of each worker
         self._server = config.server
         self._socket = socket
@@ -172,6 +173,8 @@ class Backend:
         if request.load_deadline is not None:
             request.load_deadline.cancel()
         self.journal.attach(request, worker)
+        if len(self.directory.ready_workers(request.model)) > 1:
+            self._prefixes.remember(request.generate.prompt, worker)
         log.debug("request sent %s", fields(request=request.wire_id, worker=worker, attempt=request.attempts))
 
     def _take_back(self, request: LiveRequest, reason: str) -> None:
@@ -236,10 +239,16 @@ class Backend:
             if request.is_isolated and self.journal.has_isolated(model):
                 continue
             while request.worker is None and request in self.journal:
-                worker = balancer.pick(self._outstanding(request))
+                worker = self._pick(request)
                 if worker is None:
                     break
                 self._place(request, worker)
+
+    def _pick(self, request: LiveRequest) -> str | None:
+        outstanding = self._outstanding(request)
+        if len(outstanding) < 2:
+            return balancer.pick(outstanding)
+        return balancer.pick(outstanding, self._prefixes.known_tokens(request.generate.prompt, outstanding))
 
     def _outstanding(self, request: LiveRequest) -> dict[str, int]:
         """Workers that may take `request`, with the tokens that each still owes."""

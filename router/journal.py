@@ -10,10 +10,9 @@ import msgspec
 
 from common.errors import MlxspecError
 from common.messages import ChatPrompt, Finished, Generate, TextPrompt, TokenPrompt
+from router.balancer import CHARS_PER_TOKEN
 from router.observer import EndRecord
 from router.streams import Ended, Event
-
-CHARS_PER_TOKEN = 4  # a guess, for prompts that no worker has tokenized yet
 
 
 @dataclass(slots=True, eq=False)

@@ -1,5 +1,6 @@
 """Groups, aliases, pins and registered models: made over HTTP, used as a model's name, there after a restart."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -154,3 +155,27 @@ async def test_unreadable_state_is_put_aside(cluster: Cluster) -> None:
     assert path.with_name(f"{FILE}.broken").read_text() == "{"
     save(Saved(aliases={"a": "b"}), path)
     assert load(path).aliases == {"a": "b"}
+
+
+async def test_replicas_share_the_work_and_equal_beginnings_meet() -> None:
+    async with running_cluster() as cluster:
+        one, two = [await cluster.add_worker(f"tiny#{number}") for number in (1, 2)]
+        cluster.supervisor.set("tiny", READY, one, two)
+        await wait_until(lambda: cluster.is_usable(one) and cluster.is_usable(two))
+        long, other = "l" * 4000, "o" * 4000
+        for worker in (one, two):
+            worker.is_silent = True
+        asking = [cluster.http.post("/generate", json={"prompt": text, "max_tokens": 1}) for text in (long, other)]
+        answers = [asyncio.create_task(each) for each in asking]  # type: ignore[arg-type]
+        await wait_until(lambda: len(one.generates) == len(two.generates) == 1)
+        for worker in (one, two):
+            worker.is_silent = False
+            await worker.finish(worker.generates[0])
+        for answer in await asyncio.gather(*answers):
+            answer.close()
+        for text in (long, other, long, other):
+            status, _ = await call(cluster, "POST", "/generate", {"prompt": f"{text} and more", "max_tokens": 1})
+            assert status == 200
+        for worker in (one, two):
+            first = str(worker.generates[0].prompt)[:2000]
+            assert [str(generate.prompt)[:2000] for generate in worker.generates] == [first] * 3
