@@ -12,10 +12,11 @@ from router.answers import Answer, json_response
 from router.app_keys import BACKEND, CONFIG, STATE
 from router.body import read_body
 from router.model_table import Directory, check_hope
-from router.schemas import LoadModelBody
+from router.schemas import LoadModelBody, PinModelBody, SearchModelsBody
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MAX_PATH_CHARS = 1024
+MAX_FOUND = 1000
 STALE_FAILURE_S = 2.0  # a model still FAILED so long after it was asked for has not been tried again
 UNLOAD_MARGIN_S = 10.0
 
@@ -59,15 +60,28 @@ class ModelsAnswer(Answer, frozen=True, kw_only=True):
     models: list[ModelAnswer]
 
 
+class PinnedAnswer(Answer, frozen=True, kw_only=True):
+    name: str
+    pinned: bool
+
+
+class FoundModels(Answer, frozen=True, kw_only=True):
+    """`total` may be more than are told: the search had a limit."""
+
+    total: int
+    models: list[ModelAnswer]
+
+
 class UnloadedAnswer(Answer, frozen=True, kw_only=True):
     name: str
     state: WorkerState = WorkerState.STOPPED
 
 
 async def list_openai(request: web.Request) -> web.Response:
-    models = (await _table(request)).models
-    created = request.app[STATE].started_at
-    return json_response(OpenAIModels(data=[OpenAIModel(id=model.name, created=created) for model in models]))
+    models = [model.name for model in (await _table(request)).models]
+    names, created = request.app[BACKEND].names, request.app[STATE].started_at
+    ids = dict.fromkeys([*models, *sorted(names.groups), *sorted(names.aliases)])
+    return json_response(OpenAIModels(data=[OpenAIModel(id=name, created=created) for name in ids]))
 
 
 async def show_openai(request: web.Request) -> web.Response:
@@ -97,10 +111,41 @@ async def load(request: web.Request) -> web.Response:
     table = await _table(request)
     name, path = _wanted(body, request.app[BACKEND].directory)
     await request.app[BACKEND].control.ensure_model(name, path)
+    if path is not None:
+        request.app[BACKEND].names.remember_model(name, path)
     if not body.wait:
         return json_response(_answer(await _known(request, name), table.default_model), status=202)
     model = await _until_ready(request, name, table.revision)
     return json_response(_answer(model, table.default_model))
+
+
+async def pin(request: web.Request) -> web.Response:
+    """Load a model and keep it loaded, or let it go again when room is needed."""
+    body = await read_body(request, PinModelBody)
+    await _table(request)
+    name = request.app[BACKEND].directory.named(body.model).name
+    await request.app[BACKEND].control.pin(name, is_pinned=body.pinned)
+    request.app[BACKEND].names.remember_pin(name, is_pinned=body.pinned)
+    return json_response(PinnedAnswer(name=name, pinned=body.pinned))
+
+
+async def search(request: web.Request) -> web.Response:
+    """Among all models that the server knows: configured, registered, or found in its folder."""
+    body = await read_body(request, SearchModelsBody)
+    if not 1 <= body.limit <= MAX_FOUND:
+        raise InvalidValue(f"limit is {body.limit}; it must lie in [1, {MAX_FOUND}]", param="limit")
+    if body.state is not None and body.state not in list(WorkerState):
+        raise InvalidValue(f"state is {body.state[:64]!r}; possible: {', '.join(WorkerState)}", param="state")
+    table = await _table(request)
+    found = [model for model in table.models if _matches(model, body)]
+    answers = [_answer(model, table.default_model) for model in found[: body.limit]]
+    return json_response(FoundModels(total=len(found), models=answers))
+
+
+def _matches(model: ModelEntry, asked: SearchModelsBody) -> bool:
+    text = f"{model.name} {model.path} {model.facts.architecture if model.facts else ''}".lower()
+    is_named = all(word in text for word in asked.query.lower().split())
+    return is_named and (asked.state is None or model.state == asked.state)
 
 
 async def unload(request: web.Request) -> web.Response:

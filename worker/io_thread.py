@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zmq
 import zmq.asyncio
 
 from common import sockets, wire
@@ -89,6 +88,7 @@ class IoThread:
         self._served: Served | None = None
         self._state = WorkerState.LOADING
         self._streams: dict[str, TextStream] = {}
+        self._apology: asyncio.Future[Any] | None = None  # a hello that waits until the router reads
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="io", daemon=True)
 
@@ -154,9 +154,24 @@ class IoThread:
         await self._announce()
 
     async def _greet_router(self) -> None:
-        for request_id in list(self._streams):  # they belonged to a router that is gone
+        self._drop_all()  # they belonged to a router that is gone
+        if self._apology is None or self._apology.done():
+            await self._data.send(wire.encode(self._hello()))
+
+    def _on_data_lost(self) -> None:
+        """The router reads too slowly, or is gone: its requests end here, so that none goes on with a gap.
+
+        It does them over when it reads the hello that waits for it.
+        """
+        if self._streams:
+            log.warning("The router does not read: its requests are given up. %s", fields(live=len(self._streams)))
+        self._drop_all()
+        if self._apology is None or self._apology.done():
+            self._apology = asyncio.ensure_future(self._data.send(wire.encode(self._hello())))
+
+    def _drop_all(self) -> None:
+        for request_id in list(self._streams):
             self._drop(request_id)
-        await self._data.send(wire.encode(self._hello()))
 
     def _hello(self) -> WorkerHello:
         return WorkerHello(identity=self.name.identity, token=self.name.token, model=self.name.model, pid=self.name.pid)
@@ -232,6 +247,8 @@ class IoThread:
         else:
             self._send(self._data, Accepted(request_id=generate.request_id, prompt_tokens=len(request.prompt)))
             self.orders.put(Submit(request))
+            if self._streams[generate.request_id].is_stopped:  # its last worker died with the end in its hands
+                self.orders.put(CancelRequest(generate.request_id))
 
     def _accept(self, generate: Generate) -> Request:
         served = self._served
@@ -277,10 +294,10 @@ class IoThread:
             if end := self._end(stream, gain):
                 ends.append(end)
                 del self._streams[gain.request_id]
-        if deltas:
-            self._send(self._data, Deltas(step=report.step, items=tuple(deltas)))
-        for message in ends:
-            self._send(self._data, message)
+        steps = [Deltas(step=report.step, items=tuple(deltas))] if deltas else []
+        for message in (*steps, *ends):
+            if not self._send(self._data, message):
+                break  # an end must not overtake its tokens
         self._stop_if_drained()
 
     def _advance(self, stream: TextStream, gain: Gain) -> Delta | None:
@@ -338,9 +355,14 @@ class IoThread:
                 self._send(self._data, load_of(self._served.engine, self.pulse))
             await asyncio.sleep(LOAD_REPORT_S)
 
-    def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
-        """Send without waiting, in order; with no peer connected a message has no reader and is dropped."""
-        asyncio.ensure_future(socket.send(wire.encode(message), zmq.DONTWAIT)).add_done_callback(_note_dropped)
+    def _send(self, socket: zmq.asyncio.Socket, message: Message) -> bool:
+        """Send without waiting, in order; False when the peer does not take it."""
+        if sockets.send_now(socket, [wire.encode(message)]):
+            return True
+        log.debug("A message found no reader. %s", fields(kind=type(message).__name__))
+        if socket is self._data:
+            self._on_data_lost()
+        return False
 
 
 async def _greet(events: zmq.asyncio.Socket, say: Callable[[], Awaitable[None]]) -> None:
@@ -348,11 +370,6 @@ async def _greet(events: zmq.asyncio.Socket, say: Callable[[], Awaitable[None]])
     while True:
         await events.recv_multipart()
         await say()
-
-
-def _note_dropped(sent: "asyncio.Future[Any]") -> None:
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        log.debug("A message found no reader. %s", fields(error=error))
 
 
 def _failed(request_id: str, error: MlxspecError) -> Failed:
