@@ -103,7 +103,8 @@ class Target:
         self._taps = Taps(self.model, layers)
         self._follower = follower
         self.caches_beside = list(caches)
-        self._compiled = CompiledStep(self._run, [c for c in self._kv_layers if c not in caches], self.state)
+        own = [c for c in self._kv_layers if c not in caches]
+        self._compiled = CompiledStep(self._run, own, self.state, lambda: self.on_compile())
 
     def _followed(self, step: Step, outputs: list[mx.array]) -> mx.array:
         logits, *self._tapped = outputs
