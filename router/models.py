@@ -6,7 +6,7 @@ from pathlib import PurePath
 from aiohttp import web
 
 from common.errors import InvalidRequest, InvalidValue, ModelUnavailable
-from common.messages import ModelEntry, ModelFacts, ModelTable
+from common.messages import ModelEntry, ModelFacts, ModelTable, WorkerEntry
 from common.states import WorkerState
 from router.answers import Answer, json_response
 from router.app_keys import BACKEND, CONFIG, STATE
@@ -38,10 +38,18 @@ class WorkerAnswer(Answer, frozen=True, kw_only=True):
     state: WorkerState
     pid: int
     footprint_bytes: int
+    kv_bytes: int
+    running: int
+    waiting: int
+    phase: str
+    started_at: float
 
 
 class ModelAnswer(Answer, frozen=True, kw_only=True):
-    """A model with its state; `facts` are known once it has been loaded."""
+    """A model with its state; `facts` are known once it has been loaded.
+
+    `need_bytes` is what loading it is expected to take, 0 if that is unknown; times are seconds since the epoch.
+    """
 
     name: str
     state: WorkerState
@@ -50,6 +58,9 @@ class ModelAnswer(Answer, frozen=True, kw_only=True):
     pinned: bool
     restarts: int
     detail: str
+    need_bytes: int
+    last_used_at: float
+    idle_unload_s: float
     facts: ModelFacts | None
     workers: list[WorkerAnswer]
 
@@ -57,12 +68,17 @@ class ModelAnswer(Answer, frozen=True, kw_only=True):
 class ModelsAnswer(Answer, frozen=True, kw_only=True):
     default_model: str | None
     memory_budget_bytes: int
+    memory_used_bytes: int
     models: list[ModelAnswer]
 
 
 class PinnedAnswer(Answer, frozen=True, kw_only=True):
     name: str
     pinned: bool
+
+
+class ReloadedAnswer(Answer, frozen=True, kw_only=True):
+    changes: list[str]
 
 
 class FoundModels(Answer, frozen=True, kw_only=True):
@@ -95,6 +111,7 @@ async def list_all(request: web.Request) -> web.Response:
         ModelsAnswer(
             default_model=table.default_model,
             memory_budget_bytes=table.memory_budget_bytes,
+            memory_used_bytes=table.memory_used_bytes,
             models=[_answer(model, table.default_model) for model in table.models],
         )
     )
@@ -127,6 +144,11 @@ async def pin(request: web.Request) -> web.Response:
     await request.app[BACKEND].control.pin(name, is_pinned=body.pinned)
     request.app[BACKEND].names.remember_pin(name, is_pinned=body.pinned)
     return json_response(PinnedAnswer(name=name, pinned=body.pinned))
+
+
+async def reload(request: web.Request) -> web.Response:
+    """Read the configuration again; says what changed and what waits for a restart."""
+    return json_response(ReloadedAnswer(changes=await request.app[BACKEND].control.reload()))
 
 
 async def search(request: web.Request) -> web.Response:
@@ -226,9 +248,23 @@ def _answer(model: ModelEntry, default: str | None) -> ModelAnswer:
         pinned=model.pinned,
         restarts=model.restarts,
         detail=model.detail,
+        need_bytes=model.need_bytes,
+        last_used_at=model.last_used_at,
+        idle_unload_s=model.idle_unload_s,
         facts=model.facts,
-        workers=[
-            WorkerAnswer(identity=w.identity, state=w.state, pid=w.pid, footprint_bytes=w.footprint_bytes)
-            for w in model.workers
-        ],
+        workers=[_worker(worker) for worker in model.workers],
+    )
+
+
+def _worker(worker: WorkerEntry) -> WorkerAnswer:
+    return WorkerAnswer(
+        identity=worker.identity,
+        state=worker.state,
+        pid=worker.pid,
+        footprint_bytes=worker.footprint_bytes,
+        kv_bytes=worker.kv_bytes,
+        running=worker.running,
+        waiting=worker.waiting,
+        phase=worker.phase,
+        started_at=worker.started_at,
     )

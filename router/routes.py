@@ -28,6 +28,7 @@ ROUTES = [
     web.get("/models", models.list_all),
     web.post("/models/load", models.load),
     web.post("/models/pin", models.pin),
+    web.post("/reload", models.reload),
     web.post("/models/search", models.search),
     web.get("/models/{name:.+}", models.show),
     web.delete("/models/{name:.+}", models.unload),

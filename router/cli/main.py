@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import MlxspecError
-from router.cli import serve, service
+from router.cli import doctor, running, serve, service, top
 from router.cli.output import ExitStatus, Output, status_of
 from router.cli.verbs import Parser, Verbs
 from router.version import VERSION
@@ -30,7 +30,7 @@ exit codes:
 
 `mlxspec COMMAND --help` says more about a command.
 """
-GROUPS = (serve, service)
+GROUPS = (serve, service, top, running, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
