@@ -31,6 +31,7 @@ from common.messages import (
     ModelEntry,
     ModelTable,
     Pin,
+    Reload,
     Reply,
     Timings,
     TokenLogprob,
@@ -121,6 +122,8 @@ class FakeSupervisor:
                 case Pin() as call:
                     self.pins.append(call)
                     self._send(client, Reply(call_id=call.call_id))
+                case Reload() as call:
+                    self._send(client, Reply(call_id=call.call_id, message="changed engine.kv_bits\nremoved model old"))
                 case Unload() as call:
                     self.unloaded.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_unload(call), message="told so"))
