@@ -32,7 +32,7 @@ class Client:
             raise ConfigError(f"{url!r} is no server's address; give one such as http://127.0.0.1:8000")
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._parts = parts
-        self._headers = {"Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json", "Connection": "close"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
