@@ -190,7 +190,8 @@ def running_server(run_dir: Path) -> int | None:
         pid = int((run_dir / sockets.LOCK_FILE).read_text() or "0")
     except (OSError, ValueError):
         return None
-    return pid if pid and psutil.pid_exists(pid) else None
+    is_there = pid > 0 and psutil.pid_exists(pid) and (run_dir / "config.json").is_file()
+    return pid if is_there else None
 
 
 def _exit_text(code: int) -> str:

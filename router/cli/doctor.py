@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import psutil
 
+from common import config as configuration
 from common import paths
 from common.config import Config
 from common.errors import ConfigError
@@ -59,10 +60,12 @@ def all_checks(options: argparse.Namespace) -> Iterator[Check]:
     except ConfigError as error:
         yield Check("config", Level.FAIL, error.message, "mend it; config.toml of the project shows every key")
         config = Config()
+    if (owner := doctor.running_server(paths.run_dir())) is not None:
+        config = configuration.load_effective(paths.run_dir() / "config.json")  # as it was started
     yield doctor.check_home(home)
     yield doctor.check_disk(home)
     yield doctor.check_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
-    yield doctor.check_port(config.server.host, config.server.port, doctor.running_server(paths.run_dir()))
+    yield doctor.check_port(config.server.host, config.server.port, owner)
     yield doctor.check_models(config)
     for is_system in (False, True):
         status = Manager(Service((), home, is_system)).status()

@@ -102,6 +102,7 @@ def test_service_that_is_installed_should_run() -> None:
 
 def test_running_server_is_one_whose_process_lives(tmp_path: Path) -> None:
     assert doctor.running_server(tmp_path) is None
+    (tmp_path / "config.json").write_text("{}")
     for text, pid in (("", None), ("999999999", None), ("1", 1)):
         (tmp_path / "supervisor.lock").write_text(text)
         assert doctor.running_server(tmp_path) == pid
