@@ -161,10 +161,9 @@ async def test_age_of_a_step_grows_only_while_a_busy_worker_stands_still(cluster
     assert cluster.backend.step_age_s(model, time.monotonic()) is None
     for steps, running, is_older in [(1, 1, False), (1, 1, True), (2, 1, False), (2, 0, False)]:
         before = time.monotonic()
-        await worker.send(msgspec.structs.replace(LOAD, steps=steps, running=running, kv_bytes=int(before * 1e6)))
-        await wait_until(
-            lambda: cluster.backend.loads and cluster.backend.loads["tiny#1"].kv_bytes == int(before * 1e6)
-        )
+        load = msgspec.structs.replace(LOAD, steps=steps, running=running, kv_bytes=int(before * 1e6))
+        await worker.send(load)
+        await wait_until(lambda load=load: cluster.backend.loads.get("tiny#1") == load)  # type: ignore[misc]
         age_s = cluster.backend.step_age_s(model, time.monotonic())
         assert age_s is not None
         assert (age_s > time.monotonic() - before) is is_older
