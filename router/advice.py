@@ -140,7 +140,7 @@ def _on_deaths(model: ModelEntry) -> Iterator[Advice]:
         yield Advice(
             model=model.name,
             setting="supervisor.memory_limit_gb",
-            change="see the worker's log for why it died; if it ran out of memory, lower this, or choose a smaller model",
+            change="see the worker's log for why; if it ran out of memory, lower this or choose a smaller model",
             reason=f"its workers died {model.restarts} times; the last: {model.detail or 'no reason is known'}",
             measured=model.restarts,
         )
