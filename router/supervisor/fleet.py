@@ -450,4 +450,4 @@ class Fleet:
         drafter = model.settings.draft_model
         drafter = self.config.speculation.draft_model if drafter is None else drafter
         need = memory.estimate_need(model.path, weights, drafter)
-        return need if need is None else max(need, model.measured_bytes)
+        return max(need or 0, model.measured_bytes) or None

@@ -1,0 +1,111 @@
+"""Two models that do not fit together, and clients that want now the one, now the other."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import psutil
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+from tests.e2e.server import Serve
+from tests.worker.tiny import randomized
+
+BUDGET_GB = 0.75
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 49152,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+
+
+def write_model(folder: Path, tokenizer_of: Path, seed: int) -> None:
+    """A random model of a few megabytes with the demo model's vocabulary."""
+    folder.mkdir(parents=True)
+    for file in tokenizer_of.iterdir():
+        if file.is_file() and file.suffix in (".json", ".jinja", ".txt") and file.name != "config.json":
+            shutil.copy(file, folder)
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    model = randomized(llama.Model(llama.ModelArgs.from_dict(CONFIG)), seed)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+@pytest.fixture
+def serve(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    for seed, name in enumerate(("a", "b")):
+        write_model(tmp_path / name, demo_model, seed)
+    monkeypatch.setenv("MEMORY_LIMIT_GB", str(BUDGET_GB))
+    monkeypatch.setenv("MLXSPEC_BLAS", "reference")  # the same bits in every batch
+    server = Serve(tmp_path)
+    yield server
+    server.close()
+
+
+class MemoryCurve:
+    """Samples what the worker processes hold together, until it is ended."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.highest_bytes = 0
+        self.most_workers = 0
+        self._serve, self._is_ended = serve, threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        top = psutil.Process(self._serve.process.pid)
+        while not self._is_ended.wait(0.05):
+            sizes = []
+            for child in top.children():
+                try:
+                    if "worker" in child.cmdline():
+                        sizes.append(child.memory_info().rss)
+                except psutil.Error:
+                    continue
+            self.highest_bytes = max(self.highest_bytes, sum(sizes))
+            self.most_workers = max(self.most_workers, len(sizes))
+
+    def end(self) -> None:
+        self._is_ended.set()
+        self._thread.join()
+
+
+def test_ten_clients_of_two_models_that_do_not_fit_together_see_no_error(serve: Serve) -> None:
+    serve.wait_ready()
+    curve = MemoryCurve(serve)
+    bodies = {
+        name: {"model": name, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        for name in "ab"
+    }
+
+    def client(number: int) -> list[tuple[str, int, str]]:
+        answers = []
+        for turn in range(2):
+            name = "ab"[(number + turn) % 2]
+            status, answer = serve.request("POST", "/generate", bodies[name])
+            answers.append((name, status, answer.get("text", str(answer))))
+        return answers
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(10) as clients:
+        answers = [one for some in clients.map(client, range(10)) for one in some]
+    curve.end()
+    swaps = serve.output().count(" is unloaded")
+    assert [status for _, status, _ in answers] == [200] * 20, answers
+    assert {name: len({text for who, _, text in answers if who == name}) for name in "ab"} == {"a": 1, "b": 1}
+    assert swaps >= 2, serve.output()
+    assert curve.highest_bytes < BUDGET_GB * 2**30, (curve.highest_bytes, time.monotonic() - began)
+    assert curve.most_workers == 1
