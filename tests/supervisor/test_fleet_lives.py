@@ -324,4 +324,4 @@ def home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TestFleetLives = FleetLives.TestCase
-TestFleetLives.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestFleetLives.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
