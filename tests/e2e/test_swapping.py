@@ -17,7 +17,7 @@ from mlx_lm.models import llama
 from tests.e2e.server import Serve
 from tests.worker.tiny import randomized
 
-BUDGET_GB = 0.5  # one worker takes about 0.3
+BUDGET_GB = 0.35  # one worker takes about 0.2
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,

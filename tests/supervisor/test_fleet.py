@@ -154,12 +154,12 @@ def test_idle_model_is_unloaded_after_its_time_unless_it_is_used_or_pinned() -> 
     assert (a.state, b.state) == (S.READY, S.READY)
     w.beat(a, running=0)
     w.pass_time(58)
-    assert a.state is S.READY
+    assert (a.state, b.state) == (S.READY, S.READY)
     w.pass_time(3)
     assert (a.state, b.state) == (S.DRAINING, S.READY)
     w.exit(a)
     w.pass_time(5)
-    assert a.state is S.STOPPED
+    assert (a.state, b.state) == (S.STOPPED, S.READY)
     assert w.load("a").state is S.READY
 
 
