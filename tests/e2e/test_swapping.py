@@ -39,7 +39,7 @@ def write_model(folder: Path, tokenizer_of: Path, seed: int) -> None:
         if file.is_file() and file.suffix in (".json", ".jinja", ".txt") and file.name != "config.json":
             shutil.copy(file, folder)
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    model = randomized(llama.Model(llama.ModelArgs.from_dict(CONFIG)), seed)
+    model = randomized(llama.Model(llama.ModelArgs(**CONFIG)), seed)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
