@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from router import groups, health, metrics, models, native, openai_chat, openai_completions, stats
+from router import advice, groups, health, metrics, models, native, openai_chat, openai_completions, openapi, stats
 from router.answers import Answer, json_response
 from router.version import VERSION
 
@@ -44,5 +44,7 @@ ROUTES = [
     web.get("/livez", health.live),
     web.get("/readyz", health.show),
     web.get("/stats", stats.show),
+    web.get("/optimize", advice.show),
     web.get("/metrics", metrics.show),
+    web.get("/openapi.json", openapi.show),
 ]

@@ -64,7 +64,10 @@ class Target:
         self._is_partial = False  # see `partial`
         self._tapped: list[mx.array] = []  # what the tapped layers put out in the latest step
         self.on_compile: Callable[[], None] = lambda: None  # called before a step of a new shape is compiled
-        self._compiled = CompiledStep(self._run, self._kv_layers, self.state, lambda: self.on_compile())
+        self._compiled = CompiledStep(self._run, self._kv_layers, self.state, self._tell_compile)
+
+    def _tell_compile(self) -> None:
+        self.on_compile()
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
         """One packed step: writes the tokens' keys and values, returns logits [chosen, vocabulary], not evaluated.
@@ -104,7 +107,7 @@ class Target:
         self._follower = follower
         self.caches_beside = list(caches)
         own = [c for c in self._kv_layers if c not in caches]
-        self._compiled = CompiledStep(self._run, own, self.state, lambda: self.on_compile())
+        self._compiled = CompiledStep(self._run, own, self.state, self._tell_compile)
 
     def _followed(self, step: Step, outputs: list[mx.array]) -> mx.array:
         logits, *self._tapped = outputs

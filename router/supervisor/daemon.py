@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from router.supervisor.fleet import Fleet
 from router.supervisor.launcher import Launcher
 from router.supervisor.notify import Notifier
 from router.supervisor.options import add_serve_options, read_config
+from router.supervisor.reconfigure import reconfigure
 from router.supervisor.router_keeper import RouterKeeper, first_of
 
 log = logging.getLogger(__name__)
@@ -129,6 +131,7 @@ class Supervisor:
         self._config, self._run_dir, self._commands, self._console = config, run_dir, commands, console
         self._notifier = Notifier()
         self._read_again = read_again
+        self._has_terminal = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._drain_s = config.supervisor.drain_timeout_s
@@ -230,6 +233,9 @@ class Supervisor:
     # --- another configuration -------------------------------------------------------------------------
 
     def _on_hangup(self, fleet: Fleet) -> None:
+        if self._has_terminal and not _is_on_terminal():  # it was closed, and the server with it
+            self._on_signal(signal.SIGHUP)
+            return
         with contextlib.suppress(ConfigError):  # it has been told, and all goes on as before
             self._reload(fleet)
 
@@ -245,7 +251,7 @@ class Supervisor:
         change = reload.compare(self._config, wanted)
         self._config = change.config
         configuration.dump(self._config, self._run_dir / CONFIG_FILE)
-        fleet.reconfigure(change)
+        reconfigure(fleet, change)
         self._console.say("configuration read again:", *(f"  {line}" for line in change.lines()))
         log.info("configuration read again %s", fields(changes="; ".join(change.lines())))
         return change.lines()
@@ -254,6 +260,7 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
+        self._has_terminal = _is_on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
 
@@ -277,3 +284,8 @@ class Supervisor:
             await first_of(fleet.is_empty, asyncio.Event(), HURRY_S)
             fleet.kill()
             await fleet.is_empty.wait()
+
+
+def _is_on_terminal() -> bool:
+    """Whether somebody sits before this process; no more when the terminal was closed."""
+    return os.isatty(0)

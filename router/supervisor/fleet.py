@@ -32,7 +32,6 @@ from router.supervisor.control import differs_in_substance
 from router.supervisor.launcher import Launcher
 from router.supervisor.machine import Action
 from router.supervisor.model import ALWAYS, NEVER, Model, slug
-from router.supervisor.reload import Change, differ_for_workers
 from router.supervisor.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -101,37 +100,6 @@ class Fleet:
 
     def default_name(self) -> str | None:
         return self.default_model or next(iter(self.models), None)
-
-    def reconfigure(self, change: Change) -> None:
-        """Take over a changed configuration; models that it does not concern go on as they are."""
-        self.config = change.config
-        self.budget.configure(change.config)
-        found = configuration.discover_models(self.config)
-        for name, settings in found.items():
-            if model := self.models.get(name):
-                self._adopt(model, settings, must_restart=change.restarts_all)
-            else:
-                self.register(name, settings)
-        for name in change.removed:
-            if model := self.models.get(name):
-                model.is_removed = name not in found  # its folder may be there without an entry
-                self.unload(model)
-        self.default_model = configuration.default_model(self.config, found)
-        self.nudge()
-
-    def _adopt(self, model: Model, settings: ModelConfig, *, must_restart: bool) -> None:
-        must_restart |= differ_for_workers(model.settings, settings)
-        is_kept, was_kept = (s.pin or s.preload for s in (settings, model.settings))
-        if settings.pin is not model.settings.pin:
-            model.pinned = settings.pin  # else what a client has said holds
-        model.settings, model.path = settings, configuration.resolve_model_path(settings.path)
-        model.resize(settings.replicas)
-        if must_restart:
-            model.measured_bytes = 0
-            self.reconsider(model)
-            self.drain(model)
-        if is_kept and not was_kept:
-            self.want(model, for_ever=True)
 
     # --- what clients want ----------------------------------------------------------------------------
 
@@ -450,4 +418,4 @@ class Fleet:
         drafter = model.settings.draft_model
         drafter = self.config.speculation.draft_model if drafter is None else drafter
         need = memory.estimate_need(model.path, weights, drafter)
-        return need if need is None else max(need, model.measured_bytes)
+        return max(need or 0, model.measured_bytes) or None

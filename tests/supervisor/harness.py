@@ -78,11 +78,11 @@ class Server:
         lines = [f"{key} = {value}\n" for key, value in (CONFIG | values).items()]
         (self.home / "config.toml").write_text("[supervisor]\n" + "".join(lines) + more)
 
-    def start(self) -> "Server":
+    def start(self, stdin: int = subprocess.DEVNULL) -> "Server":
         env = os.environ | {"MLXSPEC_HOME": str(self.home), "PYTHONPATH": str(TOP)}
         with (self.home / "out.txt").open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(SERVER)], env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+                [sys.executable, "-P", str(SERVER)], env=env, stdout=out, stderr=out, stdin=stdin
             )
         return self
 

@@ -1,5 +1,6 @@
 """What a changed configuration asks for, and that the server does that and no more."""
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -86,3 +87,17 @@ def test_hangup_reads_the_configuration_and_a_wrong_one_changes_nothing(server: 
     server.signal(signal.SIGHUP)
     client.until(lambda t: find(t, "a").pinned, "pin")
     assert client.model("a", S.READY).workers[0].identity == "a#1"
+
+
+def test_server_ends_when_its_terminal_is_closed(server: Server, connect: Callable[..., Client]) -> None:
+    ours, its = os.openpty()
+    server.start(stdin=its)
+    os.close(its)
+    client = connect()
+    client.model("a", S.READY)
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: "nothing has changed" in server.output(), "reload")
+    os.close(ours)
+    server.signal(signal.SIGHUP)
+    assert server.wait() == 0
+    assert not server.tree()
