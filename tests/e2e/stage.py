@@ -36,6 +36,11 @@ def soak_minutes() -> float:
     return float(os.environ.get("MLXSPEC_CHAOS_SOAK", "0"))
 
 
+def kills() -> int:
+    """How often the loop of kills kills (`scripts/chaos --kills N`)."""
+    return int(os.environ.get("MLXSPEC_CHAOS_KILLS", "1000" if is_full() else "3"))
+
+
 @dataclass(slots=True)
 class Take:
     """One answer: its text, its end, and when its pieces came (seconds on the monotonic clock)."""

@@ -30,6 +30,7 @@ from tests.e2e.stage import (
     bodies,
     differences,
     is_full,
+    kills,
     open_things,
     percentile,
     run_clients,
@@ -41,7 +42,10 @@ from tests.supervisor.harness import Client
 LONG = {"prompt": "a b c d", "temperature": 0, "stream": True, "raw": True, "ignore_eos": True}
 DRAFTERS = ("auto", "none", "suffix", "ngram", "layers")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600 if is_full() or soak_minutes() else 240)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240 if not is_full() and not soak_minutes() and kills() < 10 else 4 * 3600),
+]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +182,7 @@ async def test_r8_client_that_leaves_frees_its_row(stage: Stage) -> None:
 
 
 async def test_r12_loop_of_kills_leaves_no_trace(stage: Stage) -> None:
-    rounds = 100 if is_full() else 3
+    rounds = kills()
     work = bodies(CLIENTS, max_tokens=60)
     expected = await stage.expected(work)
     rng, wrong, spoiled = random.Random(0), 0, 0
