@@ -1,12 +1,14 @@
 """What the chaos tests act on: a server with a tiny model, a client that checks every byte, and processes to kill."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
+import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from tests.e2e.server import Serve, is_alive, wait_until
 
 CLIENTS = 8
 PROMPTS = ("alpha beta", "one two three one two three", "the river", "a b c a b c a b c", "copper and tin", "snow")
+LONG = {"prompt": "a b c d", "temperature": 0, "stream": True, "raw": True, "ignore_eos": True}
+DRAFTERS = ("auto", "none", "suffix", "ngram", "layers")
 CONFIG = """
 [server]
 max_concurrent_requests = 48
@@ -181,6 +185,62 @@ async def run_clients(stage: Stage, work: Sequence[dict[str, Any]], clients: int
     async with stage.session() as session:
         await asyncio.gather(*(client(session) for _ in range(clients)))
     return [takes[i] for i in range(len(work))]
+
+
+def mixed_bodies(count: int) -> list[dict[str, Any]]:
+    """Requests of all lengths, samplers and drafters, streamed and whole, the same in every run."""
+    rng, longest = random.Random(1), 48 if is_full() or soak_minutes() else 12
+    return [
+        {
+            "prompt": " ".join(rng.choice(("red", "green", "blue", "one", "two")) for _ in range(rng.randint(1, 80))),
+            "raw": True,
+            "stream": bool(i % 2),
+            "ignore_eos": True,
+            "seed": i,
+            "max_tokens": rng.randint(1, longest),
+            "temperature": rng.choice((0, 0, 0.7, 1.3)),
+            "top_p": rng.choice((1.0, 0.9)),
+            "top_k": rng.choice((0, 40)),
+            "repetition_penalty": rng.choice((1.0, 1.1)),
+            "speculative": {"drafter": rng.choice(DRAFTERS)},
+        }
+        for i in range(count)
+    ]
+
+
+@contextlib.asynccontextmanager
+async def streaming(stage: Stage, max_tokens: int) -> AsyncIterator[tuple["asyncio.Task[Take]", asyncio.Event]]:
+    """A long answer under way; the event tells of its first piece."""
+    begun = asyncio.Event()
+    async with stage.session() as session:
+        task = asyncio.create_task(stage.ask(session, LONG | {"max_tokens": max_tokens}, begun.set))
+        try:
+            await asyncio.wait_for(begun.wait(), 60)
+            yield task, begun
+        finally:
+            task.cancel()
+
+
+async def ttfts_s(stage: Stage, count: int = 30) -> list[float]:
+    """Times to the first piece of short answers, one after the other."""
+    times = []
+    async with stage.session() as session:
+        for i in range(count):
+            began_s = time.monotonic()
+            take = await stage.ask(session, LONG | {"max_tokens": 4, "prompt": f"number {i}"})
+            assert not take.error, take.error
+            times.append(take.times_s[0] - began_s)
+    return times
+
+
+async def warm_up(stage: Stage, work: list[dict[str, Any]]) -> None:
+    """Let prefix cache, pools and MLX's buffers reach their size: until a round adds next to nothing."""
+    worker = stage.worker()
+    for _ in range(8):
+        before = worker.memory_info().rss
+        await run_clients(stage, work, 40)
+        if worker.memory_info().rss - before < 8 << 20:
+            return
 
 
 def differences(takes: Sequence[Take], expected: Sequence[Take]) -> list[str]:

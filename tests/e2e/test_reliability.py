@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,23 @@ from tests.e2e.figures import FIGURES
 from tests.e2e.server import is_alive, wait_until
 from tests.e2e.stage import (
     CLIENTS,
+    LONG,
     Stage,
-    Take,
     bodies,
     differences,
     is_full,
     kills,
+    mixed_bodies,
     open_things,
     percentile,
     run_clients,
     soak_minutes,
+    streaming,
+    ttfts_s,
+    warm_up,
 )
 from tests.e2e.tiny_model import write_model
 from tests.supervisor.harness import Client
-
-LONG = {"prompt": "a b c d", "temperature": 0, "stream": True, "raw": True, "ignore_eos": True}
-DRAFTERS = ("auto", "none", "suffix", "ngram", "layers")
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,19 +67,6 @@ def running(models: Path) -> Iterator[Stage]:
 @pytest.fixture
 def stage(running: Stage) -> Stage:
     return running.ready()
-
-
-@contextlib.asynccontextmanager
-async def streaming(stage: Stage, max_tokens: int) -> AsyncIterator[tuple["asyncio.Task[Take]", asyncio.Event]]:
-    """A long answer under way; the event tells of its first piece."""
-    begun = asyncio.Event()
-    async with stage.session() as session:
-        task = asyncio.create_task(stage.ask(session, LONG | {"max_tokens": max_tokens}, begun.set))
-        try:
-            await asyncio.wait_for(begun.wait(), 60)
-            yield task, begun
-        finally:
-            task.cancel()
 
 
 async def test_r1_r2_killed_worker_costs_no_request_and_no_byte(stage: Stage) -> None:
@@ -264,6 +252,7 @@ async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: S
     while time.monotonic() < until_s:
         wrong += len(differences(await run_clients(stage, work, 40), expected))
         rounds += 1
+    FIGURES.note("R15", f"{rounds * len(work)} requests in {soak_minutes() or 0.1:g} min, {wrong} wrong")
     for name, process in watched.items():
         rss, files, threads = process.memory_info().rss, *open_things(process)
         old_rss, old_files, old_threads = before[name]
@@ -276,18 +265,7 @@ async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: S
         assert drift <= max(0.01 * old_rss, 64 << 20), name
         assert files <= old_files + 4, name
         assert threads <= old_threads + 2, name
-    FIGURES.note("R15", f"{rounds * len(work)} requests in {soak_minutes() or 0.1:g} min, {wrong} wrong")
     assert wrong == 0
-
-
-async def warm_up(stage: Stage, work: list[dict[str, Any]]) -> None:
-    """Let prefix cache, pools and MLX's buffers reach their size: until a round adds next to nothing."""
-    worker = stage.worker()
-    for _ in range(8):
-        before = worker.memory_info().rss
-        await run_clients(stage, work, 40)
-        if worker.memory_info().rss - before < 8 << 20:
-            return
 
 
 async def test_r16_unload_gives_back_what_the_model_held(stage: Stage) -> None:
@@ -396,39 +374,6 @@ async def _until_unready(session: aiohttp.ClientSession, told_s: float) -> float
             break  # no new connection is taken: as good
         await asyncio.sleep(0.005)
     return time.monotonic() - told_s
-
-
-async def ttfts_s(stage: Stage, count: int = 30) -> list[float]:
-    """Times to the first piece of short answers, one after the other."""
-    times = []
-    async with stage.session() as session:
-        for i in range(count):
-            began_s = time.monotonic()
-            take = await stage.ask(session, LONG | {"max_tokens": 4, "prompt": f"number {i}"})
-            assert not take.error, take.error
-            times.append(take.times_s[0] - began_s)
-    return times
-
-
-def mixed_bodies(count: int) -> list[dict[str, Any]]:
-    """Requests of all lengths, samplers and drafters, streamed and whole, the same in every run."""
-    rng, longest = random.Random(1), 48 if is_full() or soak_minutes() else 12
-    return [
-        {
-            "prompt": " ".join(rng.choice(("red", "green", "blue", "one", "two")) for _ in range(rng.randint(1, 80))),
-            "raw": True,
-            "stream": bool(i % 2),
-            "ignore_eos": True,
-            "seed": i,
-            "max_tokens": rng.randint(1, longest),
-            "temperature": rng.choice((0, 0, 0.7, 1.3)),
-            "top_p": rng.choice((1.0, 0.9)),
-            "top_k": rng.choice((0, 40)),
-            "repetition_penalty": rng.choice((1.0, 1.1)),
-            "speculative": {"drafter": rng.choice(DRAFTERS)},
-        }
-        for i in range(count)
-    ]
 
 
 def _restarts(table: Any, name: str) -> int:
