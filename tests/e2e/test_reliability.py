@@ -133,13 +133,15 @@ async def test_r6_request_of_two_deaths_fails_and_its_neighbour_goes_on(stage: S
         for _ in range(2):
             begun.clear()
             stage.worker().kill()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(begun.wait(), 30 if not task.done() else 0.1)
+            await asyncio.wait((task, asyncio.create_task(begun.wait())), timeout=60, return_when="FIRST_COMPLETED")
         takes = await run_clients(stage, neighbours, 4)
         poison = await task
     wrong = differences(takes, expected)
-    FIGURES.note("R6", f"after the 2nd death: {poison.error[:60] or 'went on'}; {len(wrong)} of 4 neighbours harmed")
-    assert "poison" in poison.error or "worker" in poison.error, poison
+    failed = "died 2 times" in poison.error
+    FIGURES.note(
+        "R6", f"{'failed' if failed else 'did not fail'} after the 2nd death; {len(wrong)} of 4 neighbours harmed"
+    )
+    assert failed, poison.error
     assert not wrong, wrong
 
 
@@ -239,7 +241,7 @@ async def test_e1_hundred_mixed_clients_each_get_their_solo_output(stage: Stage)
 
 
 async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: Stage) -> None:
-    work = mixed_bodies(100)
+    work = mixed_bodies(100 if soak_minutes() or is_full() else 50)
     expected = await stage.expected(work)
     await warm_up(stage, work)
     watched = {
@@ -248,11 +250,11 @@ async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: S
         "supervisor": psutil.Process(stage.serve.process.pid),
     }
     before = {name: (p.memory_info().rss, *open_things(p)) for name, p in watched.items()}
-    rounds, wrong, until_s = 0, 0, time.monotonic() + (soak_minutes() * 60 or 5)
+    rounds, wrong, until_s = 0, 0, time.monotonic() + (soak_minutes() * 60 or 3)
     while time.monotonic() < until_s:
         wrong += len(differences(await run_clients(stage, work, 40), expected))
         rounds += 1
-    FIGURES.note("R15", f"{rounds * len(work)} requests in {soak_minutes() or 0.1:g} min, {wrong} wrong")
+    FIGURES.note("R15", f"{rounds * len(work)} requests in {soak_minutes() or 0.05:g} min, {wrong} wrong")
     for name, process in watched.items():
         rss, files, threads = process.memory_info().rss, *open_things(process)
         old_rss, old_files, old_threads = before[name]
