@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 
-from common import paths
-from common.errors import ConfigError, InvalidValue
+from common import keys, paths, saved_state
+from common.errors import ConfigError, InvalidRequest, InvalidValue
+from common.groups import Group, check_names
 from common.sampling import Sampling, Speculation, check_sampling, check_speculation
 
 WEIGHT_FORMS = ("auto", "stored", "float32", "bfloat16", "float16")
 KV_BITS = (0, 4, 8)
+MAX_REPLICAS = 64
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -39,6 +41,11 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     request_timeout_s: float = 1800.0
     max_choices: int = 8
     max_batch_prompts: int = 256
+    max_waiting_per_model: int = 256
+    max_connections: int = 2048
+    api_keys_file: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
 
 
 class GenerationConfig(Section, frozen=True, kw_only=True):
@@ -94,12 +101,17 @@ class SupervisorConfig(Section, frozen=True, kw_only=True):
     backoff_max_s: float = 60.0
     immediate_restarts: int = 3
     stable_after_s: float = 60.0
+    hang_timeout_s: float = 9.0
+    compile_timeout_s: float = 120.0
+    idle_unload_s: float = 0.0
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
-    """[log]."""
+    """[log]: `max_bytes` of each log file; then it becomes the first of its `backups`."""
 
     level: str = "info"
+    max_bytes: int = 10 * 1024 * 1024
+    backups: int = 3
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -108,6 +120,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     path: str
     preload: bool = False
     pin: bool = False
+    replicas: int = 1
+    idle_unload_s: float | None = None
     weights: str | None = None
     max_batch_size: int | None = None
     kv_bits: int | None = None
@@ -127,6 +141,8 @@ class Config(Section, frozen=True, kw_only=True):
     supervisor: SupervisorConfig = SupervisorConfig()
     log: LogConfig = LogConfig()
     models: dict[str, ModelConfig] = {}
+    groups: dict[str, Group] = {}
+    aliases: dict[str, str] = {}
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -144,7 +160,9 @@ def load(
     raw: dict[str, Any] = _read_toml(path)
     for key, value in (_from_environment(env) | dict(overrides or {})).items():
         _put(raw, key.split("."), value)
-    return _checked(_convert(raw, str(path or "configuration")))
+    config = _checked(_convert(raw, str(path or "configuration")))
+    _check_bind(config.server, keys.load_keys(config.server.api_keys_file, env))
+    return config
 
 
 def dump(config: Config, path: Path) -> None:
@@ -159,9 +177,13 @@ def load_effective(path: Path) -> Config:
 
 
 def discover_models(config: Config) -> dict[str, ModelConfig]:
-    """Configured models plus every model folder below MLXSPEC_HOME/models, by name."""
+    """Configured models, those registered over HTTP and every model folder below MLXSPEC_HOME/models, by name."""
+    saved = saved_state.load(saved_state.default_path())
+    registered = {name: ModelConfig(path=path) for name, path in saved.models.items()}
     found = {folder.name: ModelConfig(path=str(folder)) for folder in _model_folders(paths.models_dir())}
-    return found | config.models
+    models = registered | found | config.models
+    pins = {name: pin for name, pin in saved.pins.items() if name in models}
+    return models | {name: msgspec.structs.replace(models[name], pin=pin) for name, pin in pins.items()}
 
 
 def resolve_model_path(path: str) -> str:
@@ -294,6 +316,10 @@ def _checked(config: Config) -> Config:
             check_speculation(Speculation(drafter=model.drafter or "auto"))
     except InvalidValue as error:
         raise ConfigError(f"[generation], [speculation] or [models]: {error}") from error
+    try:
+        check_names(config.groups, config.aliases)
+    except InvalidRequest as error:
+        raise ConfigError(f"[groups] or [aliases]: {error}") from error
     ratios = (config.speculation.draft_layers_ratio, *(m.draft_layers_ratio or 0.0 for m in config.models.values()))
     if wrong := [ratio for ratio in ratios if not 0 <= ratio < 1]:
         raise ConfigError(f"draft_layers_ratio is {wrong[0]}; it must lie in [0, 1)")
@@ -303,14 +329,24 @@ def _checked(config: Config) -> Config:
     for bits in (config.engine.kv_bits, *(m.kv_bits for m in config.models.values() if m.kv_bits is not None)):
         if bits not in KV_BITS:
             raise ConfigError(f"kv_bits is {bits}; possible: {', '.join(map(str, KV_BITS))} (0: not quantized)")
+    for name, model in config.models.items():
+        if not 0 < model.replicas <= MAX_REPLICAS:
+            raise ConfigError(f"models.{name}.replicas is {model.replicas}; it must lie in [1, {MAX_REPLICAS}]")
+        if model.idle_unload_s is not None and model.idle_unload_s < 0:
+            raise ConfigError(f"models.{name}.idle_unload_s is {model.idle_unload_s}; it must not be negative")
     if config.log.level not in LOG_LEVELS:
         raise ConfigError(f"log.level is {config.log.level!r}; possible: {', '.join(LOG_LEVELS)}")
-    if config.server.host not in LOOPBACK_HOSTS:
-        raise ConfigError(
-            f"server.host is {config.server.host}: without API keys only loopback addresses are served "
-            f"({', '.join(LOOPBACK_HOSTS)})"
-        )
     return config
+
+
+def _check_bind(server: ServerConfig, known: keys.Keys) -> None:
+    """Others may connect only where a key keeps them out."""
+    if server.host not in LOOPBACK_HOSTS and not known:
+        raise ConfigError(
+            f"server.host is {server.host}: without API keys only loopback addresses are served "
+            f"({', '.join(LOOPBACK_HOSTS)}); put a line 'user KEY' into {paths.home() / keys.DEFAULT_FILE} (mode 600), "
+            f"or set {keys.USER_VARIABLE}"
+        )
 
 
 _MAY_BE_NEGATIVE = {"presence_penalty", "frequency_penalty"}  # their range is checked with the rest of sampling
@@ -325,13 +361,14 @@ _MAY_BE_ZERO = {
     "prefix_cache_gb",
     "memory_limit_gb",
     "draft_layers_ratio",
+    "idle_unload_s",
 }
 
 
 def _check_positive(config: Config) -> None:
     if not 0 < config.server.port < 65536:
         raise ConfigError(f"server.port is {config.server.port}; it must lie in [1, 65535]")
-    for section in ("server", "generation", "speculation", "engine", "supervisor"):
+    for section in ("server", "generation", "speculation", "engine", "supervisor", "log"):
         for key, value in msgspec.structs.asdict(getattr(config, section)).items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and key not in _MAY_BE_NEGATIVE
             if is_number and (value < 0 or (value == 0 and key not in _MAY_BE_ZERO)):

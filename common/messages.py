@@ -256,7 +256,11 @@ class StateChanged(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """Sign of life with the loop's own counter: `loop_seq` stands still when the MLX thread hangs."""
+    """Sign of life with the loop's own counter: `loop_seq` stands still when the MLX thread hangs.
+
+    `phase`: loading, compile (both may take long), step, orders or idle. `slowest_step_s` leaves compiling out.
+    `kv_bytes` are slots and remembered prefixes, a part of `active_bytes`.
+    """
 
     loop_seq: int
     phase: str
@@ -266,16 +270,22 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     active_bytes: int
     cache_bytes: int
     footprint_bytes: int
+    kv_bytes: int = 0
+    slowest_step_s: float = 0.0
 
 
 # --- control plane: supervisor -> worker --------------------------------------------------------------
 
 
 class SetLimits(Message, frozen=True, kw_only=True):
-    """The worker's share of memory for its KV cache and MLX's buffer cache."""
+    """The worker's share of memory for its KV cache and MLX's buffer cache.
+
+    `shrink`: the machine is short of memory, so give back at once what only makes later requests faster.
+    """
 
     kv_bytes: int
     cache_bytes: int
+    shrink: bool = False
 
 
 class Drain(Message, frozen=True, kw_only=True):
@@ -321,6 +331,12 @@ class Pin(Message, frozen=True, kw_only=True):
     pinned: bool
 
 
+class Reload(Message, frozen=True, kw_only=True):
+    """Read the configuration again, as SIGHUP does; `Reply.message` says what changed, one thing a line."""
+
+    call_id: str
+
+
 class Status(Message, frozen=True, kw_only=True):
     """Answer with `Reply`, whose `detail` says that the supervisor is alive."""
 
@@ -331,7 +347,10 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One spawned worker in the model table."""
+    """One spawned worker in the model table. `footprint_bytes` is what it counts in the budget.
+
+    `started_at` is seconds since the epoch, so that it does not change: whoever wants an age takes the difference.
+    """
 
     identity: str
     token: str
@@ -340,10 +359,23 @@ class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
     footprint_bytes: int = 0
     running: int = 0
     waiting: int = 0
+    generation: int = 0
+    phase: str = ""
+    loop_seq: int = 0
+    finished: int = 0
+    active_bytes: int = 0
+    cache_bytes: int = 0
+    kv_bytes: int = 0
+    kv_limit_bytes: int = 0
+    started_at: float = 0.0
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One known model. `state` is its best worker's; `detail` says why it failed or what it waits for."""
+    """One known model. `state` is its best worker's; `detail` says why it failed or what it waits for.
+
+    `need_bytes` is what one more worker of it is expected to take; 0: not known. `last_used_at` is seconds since the
+    epoch; 0: never. It is unloaded when idle for `idle_unload_s`; 0: never.
+    """
 
     name: str
     path: str
@@ -354,15 +386,27 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
     facts: ModelFacts | None = None
     workers: tuple[WorkerEntry, ...] = ()
+    preload: bool = False
+    replicas: int = 1
+    need_bytes: int = 0
+    last_used_at: float = 0.0
+    idle_unload_s: float = 0.0
 
 
 class ModelTable(Message, frozen=True, kw_only=True):
-    """The whole truth about models, level-triggered: a receiver keeps the newest revision and forgets the rest."""
+    """The whole truth about models, level-triggered: a receiver keeps the newest revision and forgets the rest.
+
+    `memory_used_bytes` is what all workers count in the budget, `memory_pressure` what the system says of the whole
+    machine: 1 normal, 2 short, 4 critical. `started_at` is the supervisor's, in seconds since the epoch.
+    """
 
     revision: int
     default_model: str | None
     memory_budget_bytes: int
     models: tuple[ModelEntry, ...]
+    memory_used_bytes: int = 0
+    memory_pressure: int = 1
+    started_at: float = 0.0
 
 
 class Reply(Message, frozen=True, kw_only=True):
@@ -377,6 +421,6 @@ FromWorkerData = WorkerHello | Accepted | Deltas | Finished | Failed | Load
 ToWorkerData = Generate | Cancel | AskHello
 FromWorkerControl = WorkerHello | StateChanged | Heartbeat
 ToWorkerControl = SetLimits | Drain | Exit
-FromClientControl = Watch | EnsureModel | Unload | Pin | Status
+FromClientControl = Watch | EnsureModel | Unload | Pin | Reload | Status
 ToClientControl = ModelTable | Reply
 ToSupervisor = FromWorkerControl | FromClientControl

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from common.config import Config
+from common.keys import Keys
 from router.backend import Backend
 from router.ledger import Ledger
 from router.meters import Meters
@@ -22,6 +23,7 @@ class ServerState:
 
 
 CONFIG = web.AppKey("config", Config)
+KEYS = web.AppKey("keys", Keys)
 BACKEND = web.AppKey("backend", Backend)
 STATE = web.AppKey("state", ServerState)
 LEDGER = web.AppKey("ledger", Ledger)

@@ -8,11 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
-import zmq.asyncio
-
-from common import sockets, wire
 from common.config import Config
 from common.errors import (
     Cancelled,
@@ -27,27 +23,24 @@ from common.errors import (
 from common.logs import fields
 from common.messages import (
     Accepted,
-    AskHello,
     Cancel,
     Delta,
     Deltas,
     Failed,
     Finished,
-    FromWorkerData,
     Generate,
     Load,
     ModelEntry,
     ModelTable,
-    ToWorkerData,
-    WorkerHello,
 )
 from common.states import WorkerState
 from router import balancer, verdict
 from router.control_client import ControlClient
+from router.data_socket import DataSocket, Progress
 from router.journal import Journal, LiveRequest
 from router.model_table import check_hope, failure_of
+from router.names import Names, choose
 from router.observer import Observers
-from router.roster import Roster
 from router.streams import Ended, Event, Streams
 
 log = logging.getLogger(__name__)
@@ -55,35 +48,44 @@ TABLE_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 1.0
 MAX_REFUSALS = 3  # times that workers may hand a request back before it fails
 MAX_ATTEMPTS = 8  # of one request, for whatever reason
-MAX_IGNORED_SENDERS = 1000
 SERVING_STATES = (WorkerState.READY, WorkerState.DRAINING)
 
 
 class Backend:
-    """Owns the data socket and the journal of live requests."""
+    """Owns the journal of live requests; receives what the data socket tells."""
 
     def __init__(
-        self, config: Config, socket: zmq.asyncio.Socket, control: ControlClient, observers: Observers
+        self, config: Config, socket: DataSocket, control: ControlClient, observers: Observers, names: Names
     ) -> None:
         self.control = control
         self.directory = control.directory
         self.observers = observers
+        self.names = names
         self.journal = Journal()
+        self._prefixes = balancer.PrefixMemory()
         self.loads: dict[str, Load] = {}  # newest report of each worker
+        self._stepped_s: dict[str, float] = {}  # when each worker was last seen to step, or to have nothing to do
         self._server = config.server
         self._socket = socket
-        self._roster = Roster()
         self._leaving: set[str] = set()  # workers last seen draining or stopping
         self._unreachable: set[str] = set()  # workers that a message could not be sent to, until the next table
-        self._ignored_senders: set[str] = set()  # those that the log has already
         self.directory.subscribe(self._on_table)
 
     # --- for handlers ---
 
     async def resolve(self, name: str | None) -> ModelEntry:
-        """The model that a request means. Raises `ModelNotFound`, or `ModelUnavailable` without hope."""
+        """The model that a request means, by its name, an alias, a group or the default.
+
+        Raises `ModelNotFound`, or `ModelUnavailable` without hope.
+        """
         await self.known_table()
-        model = self.directory.resolve(name)
+        if name and not self.directory.find(name):
+            name = self.names.aliases.get(name, name)
+        group = None if not name or self.directory.find(name) else self.names.groups.get(name)
+        if name and group:
+            model = choose(name, group, self.directory.models, self.journal.outstanding_by_model())
+        else:
+            model = self.directory.resolve(name)
         check_hope(model)
         return model
 
@@ -106,6 +108,7 @@ class Backend:
                 "(server.max_concurrent_requests)",
                 retry_after_s=RETRY_AFTER_S,
             )
+        self._check_queue(model, len(generates))
         requests: list[LiveRequest] = []
         streams = Streams(len(generates), partial(self._abandon, requests))
         for index, generate in enumerate(generates):
@@ -113,8 +116,22 @@ class Backend:
         self._settle(model)
         return streams
 
+    def _check_queue(self, model: str, count: int) -> None:
+        """Raise `Overloaded` when too many requests wait for a model that no worker serves yet."""
+        limit, waiting = self._server.max_waiting_per_model, self.count_waiting(model)
+        if waiting + count > limit and not self.directory.ready_workers(model):
+            raise Overloaded(
+                f"{waiting} requests wait for model {model!r} and {count} more were asked for; "
+                f"at most {limit} may wait for a model (server.max_waiting_per_model)",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
     def count_waiting(self, model: str) -> int:
         return len(self.journal.waiting(model))
+
+    def step_age_s(self, model: ModelEntry, now_s: float) -> float | None:
+        """How long the slowest worker of `model` has not been seen to step; None without any."""
+        return max((now_s - at for w in model.workers if (at := self._stepped_s.get(w.identity))), default=None)
 
     def stop_waiting(self) -> None:
         """End what no worker has: the server is about to stop."""
@@ -151,7 +168,7 @@ class Backend:
 
     def _place(self, request: LiveRequest, worker: str) -> None:
         try:
-            is_sent = self._send(worker, request.next_attempt())
+            is_sent = self._socket.send(worker, request.next_attempt())
         except WireError as error:
             self._end(request, error)
             return
@@ -161,6 +178,8 @@ class Backend:
         if request.load_deadline is not None:
             request.load_deadline.cancel()
         self.journal.attach(request, worker)
+        if len(self.directory.ready_workers(request.model)) > 1:
+            self._prefixes.remember(request.generate.prompt, worker)
         log.debug("request sent %s", fields(request=request.wire_id, worker=worker, attempt=request.attempts))
 
     def _take_back(self, request: LiveRequest, reason: str) -> None:
@@ -182,7 +201,7 @@ class Backend:
         if request not in self.journal:
             return
         if request.worker is not None:
-            self._send(request.worker, Cancel(request_id=request.wire_id))
+            self._socket.send(request.worker, Cancel(request_id=request.wire_id))
         self._end(request, error)
 
     def _abandon(self, requests: Sequence[LiveRequest]) -> None:
@@ -225,20 +244,25 @@ class Backend:
             if request.is_isolated and self.journal.has_isolated(model):
                 continue
             while request.worker is None and request in self.journal:
-                worker = balancer.pick(self._outstanding(request))
+                worker = self._pick(request)
                 if worker is None:
                     break
                 self._place(request, worker)
 
+    def _pick(self, request: LiveRequest) -> str | None:
+        outstanding = self._outstanding(request)
+        if len(outstanding) < 2:
+            return balancer.pick(outstanding)
+        return balancer.pick(outstanding, self._prefixes.known_tokens(request.generate.prompt, outstanding))
+
     def _outstanding(self, request: LiveRequest) -> dict[str, int]:
         """Workers that may take `request`, with the tokens that each still owes."""
-        workers = self.directory.workers
         return {
             worker.identity: sum(r.outstanding_tokens() for r in self.journal.on_worker(worker.identity))
             for worker in self.directory.ready_workers(request.model)
             if worker.identity not in self._unreachable
             and worker.identity != request.refused_by
-            and self._roster.is_trusted(worker.identity, workers)
+            and self._socket.is_trusted(worker.identity)
         }
 
     def _end_all(self, requests: Sequence[LiveRequest], error: MlxspecError) -> None:
@@ -255,6 +279,7 @@ class Backend:
                 self._on_worker_gone(identity)
         self._leaving = {i for i, w in workers.items() if w.state in (WorkerState.DRAINING, WorkerState.STOPPING)}
         self.loads = {identity: load for identity, load in self.loads.items() if identity in workers}
+        self._stepped_s = {identity: at for identity, at in self._stepped_s.items() if identity in workers}
         self._unreachable.clear()
         for request in self.journal:
             request.refused_by = None
@@ -285,57 +310,39 @@ class Backend:
     def _on_connection_lost(self, identity: str) -> None:
         """A worker lives, but what was sent to or by it may be lost: do over what it has, under new ids."""
         for request in self.journal.on_worker(identity):
-            self._send(identity, Cancel(request_id=request.wire_id))
+            self._socket.send(identity, Cancel(request_id=request.wire_id))
             self._take_back(request, "connection_lost")
 
-    # --- frames from workers ---
+    # --- what the socket tells ---
 
     async def run(self) -> None:
         """Receive until cancelled."""
-        while True:
-            frames = await self._socket.recv_multipart()
-            if len(frames) == 2:
-                self._on_frame(frames[0].decode(errors="replace"), frames[1])
-            else:
-                self._ignore("malformed", "?")
+        await self._socket.run(self)
 
-    def _on_frame(self, sender: str, frame: bytes) -> None:
-        is_trusted = self._roster.is_trusted(sender, self.directory.workers)
-        try:
-            message = wire.decode_from_worker(frame)
-        except WireError as error:
-            self._ignore("unreadable", sender, str(error))
-            if is_trusted:
-                self._on_connection_lost(sender)
-                self._settle_all()
-            return
-        if isinstance(message, WorkerHello):
-            self._on_hello(sender, message)
-        elif is_trusted:
-            self._on_message(sender, message)
-        else:
-            self._ignore("unknown_identity", sender)
-            if sender in self.directory.workers:
-                self._send(sender, AskHello())
-
-    def _on_hello(self, sender: str, hello: WorkerHello) -> None:
-        if not self._roster.greet(sender, hello, self.directory.workers):
-            self._ignore("bad_hello", sender)
-            return
-        log.info("worker said hello %s", fields(worker=sender, pid=hello.pid))
-        self._on_connection_lost(sender)  # nothing to do for a first hello
+    def worker_connected(self, worker: str) -> None:
+        self._on_connection_lost(worker)  # nothing to do for a first hello
         self._settle_all()
 
-    def _on_message(self, sender: str, message: FromWorkerData) -> None:
+    def frame_lost(self, worker: str) -> None:
+        self._on_connection_lost(worker)
+        self._settle_all()
+
+    def message_received(self, sender: str, message: Progress) -> None:
         match message:
             case Deltas():
                 self._on_deltas(sender, message)
             case Load():
-                self.loads[sender] = message
+                self._on_load(sender, message)
             case Accepted() | Finished() | Failed():
                 request = self.journal.find(message.request_id, sender)
                 if request is not None:
                     self._on_progress(request, message)
+
+    def _on_load(self, worker: str, load: Load) -> None:
+        before = self.loads.get(worker)
+        if before is None or before.steps != load.steps or not load.running:
+            self._stepped_s[worker] = time.monotonic()
+        self.loads[worker] = load
 
     def _on_deltas(self, sender: str, message: Deltas) -> None:
         tokens = 0
@@ -354,6 +361,7 @@ class Backend:
         request.text_chars += len(delta.text)
         gap_s = None if request.last_token_s is None else now - request.last_token_s
         if delta.token_ids:
+            request.steps += 1
             request.first_token_s = request.first_token_s or now
             request.last_token_s = now
             self.observers.tokens_received(request.model, len(delta.token_ids), gap_s)
@@ -392,24 +400,3 @@ class Backend:
     def _settle_all(self) -> None:
         for model in self.journal.waiting_models():
             self._settle(model)
-
-    def _ignore(self, reason: str, sender: str, detail: str | None = None) -> None:
-        self.observers.ignored_frames[reason] += 1
-        is_news = sender not in self._ignored_senders and len(self._ignored_senders) < MAX_IGNORED_SENDERS
-        if is_news:
-            self._ignored_senders.add(sender)
-            log.warning("frames ignored %s", fields(reason=reason, sender=sender, detail=detail))
-
-    def _send(self, worker: str, message: ToWorkerData) -> bool:
-        """False when the worker cannot be reached."""
-        return sockets.send_now(self._socket, [worker.encode(), wire.encode(message)])
-
-
-def new_context() -> zmq.asyncio.Context:
-    """ZeroMQ's threads, for the sockets of both planes."""
-    return zmq.asyncio.Context()
-
-
-def bind_data_socket(context: zmq.asyncio.Context, run_dir: Path) -> zmq.asyncio.Socket:
-    """The data plane's ROUTER."""
-    return sockets.bind_router(context, run_dir / sockets.DATA_SOCKET)

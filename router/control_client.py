@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from common import sockets, wire
 from common.errors import MlxspecError, ModelUnavailable, WireError, from_code
-from common.messages import EnsureModel, FromClientControl, ModelTable, Reply, Unload, Watch
+from common.messages import EnsureModel, FromClientControl, ModelTable, Pin, Reload, Reply, Unload, Watch
 from router.model_table import Directory
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,18 @@ class ControlClient:
     async def unload(self, name: str, timeout_s: float) -> None:
         await self._call(lambda call_id: Unload(call_id=call_id, name=name), timeout_s)
 
-    async def _call(self, message: Callable[[str], FromClientControl], timeout_s: float) -> None:
+    async def pin(self, name: str, *, is_pinned: bool) -> None:
+        await self._call(lambda call_id: Pin(call_id=call_id, name=name, pinned=is_pinned), REPLY_TIMEOUT_S)
+
+    async def reload(self) -> list[str]:
+        """Have the configuration read again; what changed, one thing a line."""
+        return (await self._call(lambda call_id: Reload(call_id=call_id), REPLY_TIMEOUT_S)).splitlines()
+
+    async def _call(self, message: Callable[[str], FromClientControl], timeout_s: float) -> str:
+        """Send, again until it is gone, and wait; returns the answer's text or raises its error."""
         call_id = next(self._call_ids)
-        answer = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = answer
         try:
             async with asyncio.timeout(timeout_s):
                 while not self._send(message(call_id)):  # noqa: ASYNC110 - a connection has no event to wait for
@@ -77,6 +86,7 @@ class ControlClient:
             del self._calls[call_id]
         if reply.code:
             raise from_code(reply.code, reply.message)
+        return reply.message
 
     async def _watch(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -9,10 +10,9 @@ import msgspec
 
 from common.errors import MlxspecError
 from common.messages import ChatPrompt, Finished, Generate, TextPrompt, TokenPrompt
+from router.balancer import CHARS_PER_TOKEN
 from router.observer import EndRecord
 from router.streams import Ended, Event
-
-CHARS_PER_TOKEN = 4  # a guess, for prompts that no worker has tokenized yet
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +36,8 @@ class LiveRequest:
     tokens_at_death: int = 0
     refused_by: str | None = None  # the worker that handed it back last; it gets a pause
     refusals: int = 0
+    steps: int = 0  # of its present attempt that gave tokens
+    lost_steps: int = 0  # of attempts that were cut off: no worker counts them
     deadline: asyncio.TimerHandle | None = None
     load_deadline: asyncio.TimerHandle | None = None
 
@@ -47,6 +49,7 @@ class LiveRequest:
         """The message for its next worker: the same request, to be continued after the tokens received."""
         self.wire_id = f"{self.request_id}~{self.attempts}" if self.attempts else self.request_id
         self.attempts += 1
+        self.lost_steps, self.steps = self.lost_steps + self.steps, 0
         return msgspec.structs.replace(self.generate, request_id=self.wire_id, resume=tuple(self.token_ids))
 
     def outstanding_tokens(self) -> int:
@@ -57,9 +60,10 @@ class LiveRequest:
 
     def ended(self, message: Finished, now_s: float) -> Ended:
         """Its good end, for the reader."""
+        usage = message.usage
         return Ended(
             reason=message.reason,
-            usage=message.usage,
+            usage=msgspec.structs.replace(usage, steps=usage.steps + self.lost_steps) if self.lost_steps else usage,
             timings=message.timings,
             elapsed_s=now_s - self.started_s,
             first_token_s=self._first_token_after_s(),
@@ -133,6 +137,13 @@ class Journal:
     def waiting(self, model: str) -> list[LiveRequest]:
         """Requests for `model` that no worker has, first come first."""
         return [r for r in self._by_id.values() if r.model == model and r.worker is None]
+
+    def outstanding_by_model(self) -> Counter[str]:
+        """Tokens that are still to be read or made for each model."""
+        tokens: Counter[str] = Counter()
+        for request in self._by_id.values():
+            tokens[request.model] += request.outstanding_tokens()
+        return tokens
 
     def waiting_models(self) -> set[str]:
         return {request.model for request in self._by_id.values() if request.worker is None}

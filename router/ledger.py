@@ -24,6 +24,8 @@ class ModelTotals:
     steps: int = 0
     plain_decode_s: float = 0.0
     measured_decode_s: float = 0.0
+    queue_s: float = 0.0
+    elapsed_s: float = 0.0
 
 
 class Ledger:
@@ -62,6 +64,9 @@ class Ledger:
             totals.drafted_tokens += record.usage.drafted_tokens
             totals.accepted_tokens += record.usage.accepted_tokens
             totals.steps += record.usage.steps
+        if record.timings is not None:
+            totals.queue_s += record.timings.queue_s
+            totals.elapsed_s += record.elapsed_s
         if (
             record.timings
             and record.timings.plain_decode_s is not None

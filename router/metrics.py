@@ -1,98 +1,130 @@
 """GET /metrics: Prometheus, under vLLM's names where it has them, so that existing dashboards work."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from common.messages import Load, ModelEntry
 from common.states import WorkerState
 from router.app_keys import METERS
 from router.backend import Backend
 from router.meters import MODEL
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BY_DRAFTER = [*MODEL, "drafter"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What is known of one model at the moment; `waiting` requests have no worker yet."""
+
+    entry: ModelEntry
+    loads: tuple[Load, ...]
+    waiting: int
+    step_age_s: float | None
+
+    def total(self, of: Callable[[Load], int]) -> int:
+        """A figure of all its workers together."""
+        return sum(of(load) for load in self.loads)
+
+
+Figure = Callable[[ModelView], float | None]  # None: not known
+
+GAUGES: tuple[tuple[str, str, Figure], ...] = (
+    ("vllm:num_requests_running", "Requests in a worker's batch", lambda m: m.total(lambda w: w.running)),
+    ("vllm:num_requests_waiting", "Requests in a queue", lambda m: m.waiting + m.total(lambda w: w.waiting)),
+    ("mlxspec_model_ready", "1 when loaded", lambda m: m.entry.state == WorkerState.READY),
+    ("mlxspec_memory_footprint_bytes", "Memory of its workers", lambda m: sum(_footprints(m.entry))),
+    ("mlxspec_kv_bytes", "Size of its KV caches", lambda m: m.total(lambda w: w.kv_bytes)),
+    ("mlxspec_prefix_cache_bytes", "Size of the prefix cache", lambda m: m.total(lambda w: w.prefix_bytes)),
+    ("mlxspec_parked_rows", "Rows that draft nothing at present", lambda m: m.total(lambda w: w.parked)),
+    ("mlxspec_speculation_speedup", "Plain time over measured time", lambda m: _speedup(m.loads)),
+    ("mlxspec_engine_step_age_seconds", "Since a busy worker's last step, to a second", lambda m: m.step_age_s),
+)
+COUNTERS: tuple[tuple[str, str, Figure], ...] = (
+    ("vllm:num_preemptions", "Rows that lost their slot for a while", lambda m: m.total(lambda w: w.preempted)),
+    ("vllm:prefix_cache_queries", "Prompt tokens that were looked up", lambda m: m.total(lambda w: w.prompt_tokens)),
+    ("vllm:prefix_cache_hits", "Tokens that the prefix cache had", lambda m: m.total(lambda w: w.prefix_tokens)),
+    ("vllm:spec_decode_num_drafts", "Drafts that were verified", lambda m: m.total(_drafts)),
+    ("mlxspec_prefix_cache_evictions", "Spans dropped for room", lambda m: m.total(lambda w: w.prefix_evictions)),
+    ("mlxspec_worker_restarts", "Workers that died", lambda m: m.entry.restarts),
+)
 
 
 class LiveCollector(Collector):
-    """Gauges and the supervisor's counters, read when they are asked for."""
+    """Gauges and the counters of workers and supervisor, read when they are asked for."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._requests()
-        yield from self._models()
-        yield from self._prefixes()
-        yield from self._drafters()
-        ignored = CounterMetricFamily(
-            "mlxspec_ignored_frames", "Frames that are no worker's message", labels=["reason"]
-        )
+        models = self._views()
+        for name, text, figure in GAUGES:
+            yield _fill(GaugeMetricFamily(name, text, labels=MODEL), models, figure)
+        for name, text, figure in COUNTERS:
+            yield _fill(CounterMetricFamily(name, text, labels=MODEL), models, figure)
+        yield from _drafters(models)
+        table = self._backend.directory.table
+        budget = table.memory_budget_bytes if table else 0
+        yield GaugeMetricFamily("mlxspec_memory_budget_bytes", "Limit for all models", value=budget)
+        ignored = CounterMetricFamily("mlxspec_ignored_frames", "Frames that are no message", labels=["reason"])
         for reason, count in self._backend.observers.ignored_frames.items():
             ignored.add_metric([reason], count)
         yield ignored
 
-    def _requests(self) -> Iterator[Metric]:
-        running = GaugeMetricFamily("vllm:num_requests_running", "Requests in a worker's batch", labels=MODEL)
-        waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests in a queue", labels=MODEL)
-        preempted = CounterMetricFamily("vllm:num_preemptions", "Rows that lost their slot for a while", labels=MODEL)
-        for model in self._backend.directory.models:
-            loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
-            running.add_metric([model.name], sum(load.running for load in loads))
-            in_worker = sum(load.waiting for load in loads)
-            waiting.add_metric([model.name], in_worker + self._backend.count_waiting(model.name))
-            preempted.add_metric([model.name], sum(load.preempted for load in loads))
-        yield from (running, waiting, preempted)
+    def _views(self) -> list[ModelView]:
+        backend, now_s = self._backend, time.monotonic()
+        return [
+            ModelView(
+                entry=model,
+                loads=tuple(load for w in model.workers if (load := backend.loads.get(w.identity))),
+                waiting=backend.count_waiting(model.name),
+                step_age_s=backend.step_age_s(model, now_s),
+            )
+            for model in backend.directory.models
+        ]
 
-    def _models(self) -> Iterator[Metric]:
-        ready = GaugeMetricFamily("mlxspec_model_ready", "1 when loaded", labels=MODEL)
-        restarts = CounterMetricFamily("mlxspec_worker_restarts", "Workers that died", labels=MODEL)
-        footprint = GaugeMetricFamily("mlxspec_memory_footprint_bytes", "Memory of its workers", labels=MODEL)
-        speedup = GaugeMetricFamily("mlxspec_speculation_speedup", "Plain time over measured time", labels=MODEL)
-        for model in self._backend.directory.models:
-            ready.add_metric([model.name], model.state == WorkerState.READY)
-            restarts.add_metric([model.name], model.restarts)
-            footprint.add_metric([model.name], sum(worker.footprint_bytes for worker in model.workers))
-            loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
-            for load in loads[:1]:
-                if load.speedup is not None:
-                    speedup.add_metric([model.name], load.speedup)
-        table = self._backend.directory.table
-        budget = table.memory_budget_bytes if table else 0
-        yield from (ready, restarts, footprint, speedup)
-        yield GaugeMetricFamily("mlxspec_memory_budget_bytes", "Limit for all models", value=budget)
 
-    def _drafters(self) -> Iterator[Metric]:
-        labels = [*MODEL, "drafter"]
-        drafted = CounterMetricFamily("mlxspec_drafter_draft_tokens", "Tokens drafted", labels=labels)
-        accepted = CounterMetricFamily("mlxspec_drafter_accepted_tokens", "Draft tokens that stood", labels=labels)
-        by_place = CounterMetricFamily(
-            "vllm:spec_decode_num_accepted_tokens_per_pos", "Draft tokens that stood", labels=[*labels, "position"]
-        )
-        parked = GaugeMetricFamily("mlxspec_parked_rows", "Rows that draft nothing at present", labels=MODEL)
-        for model in self._backend.directory.models:
-            loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
-            parked.add_metric([model.name], sum(load.parked for load in loads))
-            for drafter in (drafter for load in loads[:1] for drafter in load.drafters):
-                drafted.add_metric([model.name, drafter.name], drafter.drafted)
-                accepted.add_metric([model.name, drafter.name], drafter.accepted)
-                for position, stood in enumerate(drafter.stood):
-                    by_place.add_metric([model.name, drafter.name, str(position)], stood)
-        yield from (drafted, accepted, by_place, parked)
+def _fill(family: Metric, models: list[ModelView], figure: Figure) -> Metric:
+    assert isinstance(family, GaugeMetricFamily | CounterMetricFamily)
+    for model in models:
+        if (value := figure(model)) is not None:
+            family.add_metric([model.entry.name], value)
+    return family
 
-    def _prefixes(self) -> Iterator[Metric]:
-        queries = CounterMetricFamily("vllm:prefix_cache_queries", "Prompt tokens that were looked up", labels=MODEL)
-        hits = CounterMetricFamily("vllm:prefix_cache_hits", "Tokens that the prefix cache had", labels=MODEL)
-        evictions = CounterMetricFamily("mlxspec_prefix_cache_evictions", "Spans dropped for room", labels=MODEL)
-        size = GaugeMetricFamily("mlxspec_prefix_cache_bytes", "Size of the prefix cache", labels=MODEL)
-        for model in self._backend.directory.models:
-            loads = [load for w in model.workers if (load := self._backend.loads.get(w.identity))]
-            queries.add_metric([model.name], sum(load.prompt_tokens for load in loads))
-            hits.add_metric([model.name], sum(load.prefix_tokens for load in loads))
-            evictions.add_metric([model.name], sum(load.prefix_evictions for load in loads))
-            size.add_metric([model.name], sum(load.prefix_bytes for load in loads))
-        yield from (queries, hits, evictions, size)
+
+def _drafters(models: list[ModelView]) -> Iterator[Metric]:
+    drafted = CounterMetricFamily("mlxspec_drafter_draft_tokens", "Tokens drafted", labels=BY_DRAFTER)
+    accepted = CounterMetricFamily("mlxspec_drafter_accepted_tokens", "Draft tokens that stood", labels=BY_DRAFTER)
+    by_place = CounterMetricFamily(
+        "vllm:spec_decode_num_accepted_tokens_per_pos", "Draft tokens that stood", labels=[*BY_DRAFTER, "position"]
+    )
+    for model in models:
+        for drafter in (drafter for load in model.loads[:1] for drafter in load.drafters):
+            labels = [model.entry.name, drafter.name]
+            drafted.add_metric(labels, drafter.drafted)
+            accepted.add_metric(labels, drafter.accepted)
+            for position, stood in enumerate(drafter.stood):
+                by_place.add_metric([*labels, str(position)], stood)
+    yield from (drafted, accepted, by_place)
+
+
+def _footprints(model: ModelEntry) -> Iterator[int]:
+    return (worker.footprint_bytes for worker in model.workers)
+
+
+def _speedup(loads: tuple[Load, ...]) -> float | None:
+    return next((load.speedup for load in loads if load.speedup is not None), None)
+
+
+def _drafts(load: Load) -> int:
+    """Each draft has one first token."""
+    return sum(drafter.judged[0] for drafter in load.drafters if drafter.judged)
 
 
 async def show(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""What every request passes: its id, errors as JSON, who may ask, readiness, size and content type."""
+"""What every request passes: its id, errors as JSON, who may ask (`access`), readiness, size and content type."""
 
 import asyncio
 import logging
@@ -6,14 +6,11 @@ import math
 import re
 import time
 import uuid
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from common.config import LOOPBACK_HOSTS
 from common.errors import (
-    Forbidden,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -21,9 +18,11 @@ from common.errors import (
     ModelUnavailable,
     NotFound,
     RequestTooLarge,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from common.logs import fields
+from router.access import check_key, check_origin, origin_headers
 from router.answers import error_answer, json_response
 from router.app_keys import CONFIG, REQUEST_ID, STATE
 
@@ -31,6 +30,7 @@ log = logging.getLogger(__name__)
 SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 HEADER = "X-Request-Id"
 DRAIN_RETRY_AFTER_S = 5.0
+RETRY_AFTER_S = 1.0  # of an error that passes by itself, if it does not say when
 
 
 @web.middleware
@@ -82,19 +82,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 @web.middleware
-async def check_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a foreign web page makes a browser send: another Host (DNS rebinding), another Origin."""
-    allowed = {*LOOPBACK_HOSTS, request.app[CONFIG].server.host.lower()}
-    host = request.headers.get("Host")
-    if host is not None and _hostname(host) not in allowed:
-        raise Forbidden(f"Host {host[:100]!r} is not served here; possible: {', '.join(sorted(allowed))}")
-    origin = request.headers.get("Origin")
-    if origin is not None and origin.lower().partition("://")[2] != (host or "").lower():
-        raise Forbidden(f"Origin {origin[:100]!r} is foreign")
-    return await handler(request)
-
-
-@web.middleware
 async def check_readiness(request: web.Request, handler: Handler) -> web.StreamResponse:
     """A server that is about to stop takes no new work."""
     if request.app[STATE].is_draining and request.method not in ("GET", "HEAD"):
@@ -108,7 +95,7 @@ async def check_body(request: web.Request, handler: Handler) -> web.StreamRespon
     limit = request.app[CONFIG].server.max_body_bytes
     if (request.content_length or 0) > limit:
         raise _too_large(request.content_length or 0, limit)
-    if request.method == "POST" and request.content_type != "application/json":
+    if request.method in ("POST", "PUT") and request.content_type != "application/json":
         given = request.headers.get("Content-Type", "")[:100]
         raise UnsupportedMediaType(f"Content-Type is {given!r}; it must be application/json")
     return await handler(request)
@@ -118,15 +105,19 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """Signal handler: the id goes back with every answer, streams included."""
     if REQUEST_ID in request:
         response.headers[HEADER] = request[REQUEST_ID]
+    response.headers.update(origin_headers(request))
 
 
-CHAIN = [identify, answer_errors, check_origin, check_readiness, check_body]
+CHAIN = [identify, answer_errors, check_origin, check_key, check_readiness, check_body]
 
 
 def _answer(error: MlxspecError) -> web.Response:
     response = json_response(error_answer(error), status=error.http_status)
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    retry_after_s = RETRY_AFTER_S if error.retryable and error.retry_after_s is None else error.retry_after_s
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
@@ -146,10 +137,3 @@ def _translated(request: web.Request, error: web.HTTPException) -> MlxspecError:
 def _too_large(size: int | None, limit: int) -> RequestTooLarge:
     has = f"has {size} bytes" if size is not None else "is too large"
     return RequestTooLarge(f"the body {has}; at most {limit} are read (server.max_body_bytes)")
-
-
-def _hostname(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None

@@ -6,16 +6,17 @@ from pathlib import PurePath
 from aiohttp import web
 
 from common.errors import InvalidRequest, InvalidValue, ModelUnavailable
-from common.messages import ModelEntry, ModelFacts, ModelTable
+from common.messages import ModelEntry, ModelFacts, ModelTable, WorkerEntry
 from common.states import WorkerState
 from router.answers import Answer, json_response
 from router.app_keys import BACKEND, CONFIG, STATE
 from router.body import read_body
 from router.model_table import Directory, check_hope
-from router.schemas import LoadModelBody
+from router.schemas import LoadModelBody, PinModelBody, SearchModelsBody
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MAX_PATH_CHARS = 1024
+MAX_FOUND = 1000
 STALE_FAILURE_S = 2.0  # a model still FAILED so long after it was asked for has not been tried again
 UNLOAD_MARGIN_S = 10.0
 
@@ -37,10 +38,18 @@ class WorkerAnswer(Answer, frozen=True, kw_only=True):
     state: WorkerState
     pid: int
     footprint_bytes: int
+    kv_bytes: int
+    running: int
+    waiting: int
+    phase: str
+    started_at: float
 
 
 class ModelAnswer(Answer, frozen=True, kw_only=True):
-    """A model with its state; `facts` are known once it has been loaded."""
+    """A model with its state; `facts` are known once it has been loaded.
+
+    `need_bytes` is what loading it is expected to take, 0 if that is unknown; times are seconds since the epoch.
+    """
 
     name: str
     state: WorkerState
@@ -49,6 +58,9 @@ class ModelAnswer(Answer, frozen=True, kw_only=True):
     pinned: bool
     restarts: int
     detail: str
+    need_bytes: int
+    last_used_at: float
+    idle_unload_s: float
     facts: ModelFacts | None
     workers: list[WorkerAnswer]
 
@@ -56,6 +68,23 @@ class ModelAnswer(Answer, frozen=True, kw_only=True):
 class ModelsAnswer(Answer, frozen=True, kw_only=True):
     default_model: str | None
     memory_budget_bytes: int
+    memory_used_bytes: int
+    models: list[ModelAnswer]
+
+
+class PinnedAnswer(Answer, frozen=True, kw_only=True):
+    name: str
+    pinned: bool
+
+
+class ReloadedAnswer(Answer, frozen=True, kw_only=True):
+    changes: list[str]
+
+
+class FoundModels(Answer, frozen=True, kw_only=True):
+    """`total` may be more than are told: the search had a limit."""
+
+    total: int
     models: list[ModelAnswer]
 
 
@@ -65,9 +94,10 @@ class UnloadedAnswer(Answer, frozen=True, kw_only=True):
 
 
 async def list_openai(request: web.Request) -> web.Response:
-    models = (await _table(request)).models
-    created = request.app[STATE].started_at
-    return json_response(OpenAIModels(data=[OpenAIModel(id=model.name, created=created) for model in models]))
+    models = [model.name for model in (await _table(request)).models]
+    names, created = request.app[BACKEND].names, request.app[STATE].started_at
+    ids = dict.fromkeys([*models, *sorted(names.groups), *sorted(names.aliases)])
+    return json_response(OpenAIModels(data=[OpenAIModel(id=name, created=created) for name in ids]))
 
 
 async def show_openai(request: web.Request) -> web.Response:
@@ -81,6 +111,7 @@ async def list_all(request: web.Request) -> web.Response:
         ModelsAnswer(
             default_model=table.default_model,
             memory_budget_bytes=table.memory_budget_bytes,
+            memory_used_bytes=table.memory_used_bytes,
             models=[_answer(model, table.default_model) for model in table.models],
         )
     )
@@ -97,10 +128,46 @@ async def load(request: web.Request) -> web.Response:
     table = await _table(request)
     name, path = _wanted(body, request.app[BACKEND].directory)
     await request.app[BACKEND].control.ensure_model(name, path)
+    if path is not None:
+        request.app[BACKEND].names.remember_model(name, path)
     if not body.wait:
         return json_response(_answer(await _known(request, name), table.default_model), status=202)
     model = await _until_ready(request, name, table.revision)
     return json_response(_answer(model, table.default_model))
+
+
+async def pin(request: web.Request) -> web.Response:
+    """Load a model and keep it loaded, or let it go again when room is needed."""
+    body = await read_body(request, PinModelBody)
+    await _table(request)
+    name = request.app[BACKEND].directory.named(body.model).name
+    await request.app[BACKEND].control.pin(name, is_pinned=body.pinned)
+    request.app[BACKEND].names.remember_pin(name, is_pinned=body.pinned)
+    return json_response(PinnedAnswer(name=name, pinned=body.pinned))
+
+
+async def reload(request: web.Request) -> web.Response:
+    """Read the configuration again; says what changed and what waits for a restart."""
+    return json_response(ReloadedAnswer(changes=await request.app[BACKEND].control.reload()))
+
+
+async def search(request: web.Request) -> web.Response:
+    """Among all models that the server knows: configured, registered, or found in its folder."""
+    body = await read_body(request, SearchModelsBody)
+    if not 1 <= body.limit <= MAX_FOUND:
+        raise InvalidValue(f"limit is {body.limit}; it must lie in [1, {MAX_FOUND}]", param="limit")
+    if body.state is not None and body.state not in list(WorkerState):
+        raise InvalidValue(f"state is {body.state[:64]!r}; possible: {', '.join(WorkerState)}", param="state")
+    table = await _table(request)
+    found = [model for model in table.models if _matches(model, body)]
+    answers = [_answer(model, table.default_model) for model in found[: body.limit]]
+    return json_response(FoundModels(total=len(found), models=answers))
+
+
+def _matches(model: ModelEntry, asked: SearchModelsBody) -> bool:
+    text = f"{model.name} {model.path} {model.facts.architecture if model.facts else ''}".lower()
+    is_named = all(word in text for word in asked.query.lower().split())
+    return is_named and (asked.state is None or model.state == asked.state)
 
 
 async def unload(request: web.Request) -> web.Response:
@@ -181,9 +248,23 @@ def _answer(model: ModelEntry, default: str | None) -> ModelAnswer:
         pinned=model.pinned,
         restarts=model.restarts,
         detail=model.detail,
+        need_bytes=model.need_bytes,
+        last_used_at=model.last_used_at,
+        idle_unload_s=model.idle_unload_s,
         facts=model.facts,
-        workers=[
-            WorkerAnswer(identity=w.identity, state=w.state, pid=w.pid, footprint_bytes=w.footprint_bytes)
-            for w in model.workers
-        ],
+        workers=[_worker(worker) for worker in model.workers],
+    )
+
+
+def _worker(worker: WorkerEntry) -> WorkerAnswer:
+    return WorkerAnswer(
+        identity=worker.identity,
+        state=worker.state,
+        pid=worker.pid,
+        footprint_bytes=worker.footprint_bytes,
+        kv_bytes=worker.kv_bytes,
+        running=worker.running,
+        waiting=worker.waiting,
+        phase=worker.phase,
+        started_at=worker.started_at,
     )

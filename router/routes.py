@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from router import health, metrics, models, native, openai_chat, openai_completions, stats
+from router import advice, groups, health, metrics, models, native, openai_chat, openai_completions, openapi, stats
 from router.answers import Answer, json_response
 from router.version import VERSION
 
@@ -27,11 +27,24 @@ ROUTES = [
     web.get("/v1/models/{name:.+}", models.show_openai),
     web.get("/models", models.list_all),
     web.post("/models/load", models.load),
+    web.post("/models/pin", models.pin),
+    web.post("/reload", models.reload),
+    web.post("/models/search", models.search),
     web.get("/models/{name:.+}", models.show),
     web.delete("/models/{name:.+}", models.unload),
+    web.get("/groups", groups.list_all),
+    web.post("/groups", groups.create),
+    web.get("/groups/{name:.+}", groups.show),
+    web.put("/groups/{name:.+}", groups.put),
+    web.delete("/groups/{name:.+}", groups.delete),
+    web.get("/aliases", groups.list_aliases),
+    web.put("/aliases/{name:.+}", groups.put_alias),
+    web.delete("/aliases/{name:.+}", groups.delete_alias),
     web.get("/health", health.show),
     web.get("/livez", health.live),
     web.get("/readyz", health.show),
     web.get("/stats", stats.show),
+    web.get("/optimize", advice.show),
     web.get("/metrics", metrics.show),
+    web.get("/openapi.json", openapi.show),
 ]

@@ -67,6 +67,42 @@ class LoadModelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     wait: bool = True
 
 
+class PinModelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /models/pin: whether a model stays loaded."""
+
+    model: str
+    pinned: bool = True
+
+
+class SearchModelsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /models/search: models in `state` whose name, path or architecture has all words of `query`."""
+
+    query: str = ""
+    state: str | None = None
+    limit: int = 50
+
+
+class GroupBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PUT /groups/{name}."""
+
+    models: list[str]
+    default_model: str | None = None
+    description: str = ""
+    policy: str = "default"
+
+
+class NamedGroupBody(GroupBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /groups."""
+
+    name: str
+
+
+class AliasBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PUT /aliases/{name}: the model or group that it stands for."""
+
+    model: str
+
+
 # --- OpenAI's routes: unknown fields are ignored, known ones that we lack are refused ---------------------
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 
 from aiohttp import web
 
+from common import saved_state
 from common.config import Config
+from common.keys import Keys, load_keys
 from common.logs import fields
-from router import backend as data_plane
-from router import control_client, middleware
-from router.app_keys import BACKEND, CONFIG, LEDGER, METERS, STATE, ServerState
+from router import control_client, data_socket, middleware
+from router.app_keys import BACKEND, CONFIG, KEYS, LEDGER, METERS, STATE, ServerState
 from router.backend import Backend
+from router.data_socket import DataSocket
 from router.ledger import Ledger
+from router.listener import listen
 from router.meters import Meters
 from router.metrics import LiveCollector
 from router.model_table import Directory
+from router.names import Names
 from router.observer import Observers
 from router.routes import ROUTES
 
@@ -28,11 +32,12 @@ LAST_BYTES_S = 1.0  # what answers that are cut off get to leave
 DRAIN_POLL_S = 0.05
 
 
-def init_app(config: Config, backend: Backend) -> web.Application:
+def init_app(config: Config, backend: Backend, keys: Keys = Keys()) -> web.Application:  # noqa: B008 - it is frozen
     """The HTTP application on a running backend."""
     app = web.Application(middlewares=middleware.CHAIN, client_max_size=config.server.max_body_bytes)
     app[CONFIG] = config
     app[BACKEND] = backend
+    app[KEYS] = keys
     app[STATE] = ServerState()
     app[LEDGER] = Ledger()
     app[METERS] = Meters()
@@ -57,22 +62,28 @@ def make_runner(app: web.Application) -> web.AppRunner:
 
 async def serve(run_dir: Path, config: Config) -> int:
     """Run until SIGTERM or SIGINT; returns the process's exit status."""
-    context = data_plane.new_context()
+    context = data_socket.new_context()
     try:
-        control = control_client.connect(context, run_dir, Directory())
-        backend = Backend(config, data_plane.bind_data_socket(context, run_dir), control, Observers())
+        backend = connect(config, context, run_dir, Names(config, saved_state.default_path()))
         return await _serve_http(config, backend)
     finally:
         context.destroy(linger=0)
 
 
+def connect(config: Config, context: data_socket.Context, run_dir: Path, names: Names) -> Backend:
+    """A backend on the sockets of both planes."""
+    control, observers = control_client.connect(context, run_dir, Directory()), Observers()
+    socket = DataSocket(data_socket.bind_data_socket(context, run_dir), control.directory, observers)
+    return Backend(config, socket, control, observers, names)
+
+
 async def _serve_http(config: Config, backend: Backend) -> int:
-    app = init_app(config, backend)
+    app = init_app(config, backend, load_keys(config.server.api_keys_file))
     runner = make_runner(app)
     await runner.setup()
     host, port = config.server.host, config.server.port
     try:
-        await web.TCPSite(runner, host, port).start()
+        door = await listen(runner, host, port, config.server.max_connections)
     except OSError as error:
         log.error("cannot listen on http://%s:%d: %s", host, port, error.strerror or error)
         await runner.cleanup()
@@ -82,6 +93,7 @@ async def _serve_http(config: Config, backend: Backend) -> int:
         planes = [tasks.create_task(backend.run()), tasks.create_task(backend.control.run())]
         await _until_drained(app, config.supervisor.drain_timeout_s)
         backend.stop_all()
+        door.close()
         await runner.cleanup()
         for plane in planes:
             plane.cancel()

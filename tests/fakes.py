@@ -11,10 +11,10 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import zmq.asyncio
-from aiohttp import web
 
 from common import sockets, wire
 from common.config import Config
+from common.keys import Keys
 from common.messages import (
     Accepted,
     AskHello,
@@ -30,6 +30,8 @@ from common.messages import (
     Message,
     ModelEntry,
     ModelTable,
+    Pin,
+    Reload,
     Reply,
     Timings,
     TokenLogprob,
@@ -40,13 +42,10 @@ from common.messages import (
     WorkerHello,
 )
 from common.states import WorkerState
-from router import backend as data_plane
-from router import control_client
 from router.app_keys import STATE, ServerState
-from router.backend import Backend
-from router.model_table import Directory
-from router.observer import Observers
-from router.server import init_app, make_runner
+from router.listener import listen
+from router.names import Names
+from router.server import connect, init_app, make_runner
 
 PROMPT_TOKENS = 7
 CACHED_TOKENS = 2
@@ -99,6 +98,7 @@ class FakeSupervisor:
         self.default_model: str | None = None
         self.ensured: list[EnsureModel] = []
         self.unloaded: list[Unload] = []
+        self.pins: list[Pin] = []
         self.on_ensure: Callable[[EnsureModel], str] = lambda call: ""  # an error code, or none
         self.on_unload: Callable[[Unload], str] = lambda call: ""
         self.watches = 0
@@ -119,6 +119,11 @@ class FakeSupervisor:
                 case EnsureModel() as call:
                     self.ensured.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_ensure(call), message="told so"))
+                case Pin() as call:
+                    self.pins.append(call)
+                    self._send(client, Reply(call_id=call.call_id))
+                case Reload() as call:
+                    self._send(client, Reply(call_id=call.call_id, message="changed engine.kv_bits\nremoved model old"))
                 case Unload() as call:
                     self.unloaded.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_unload(call), message="told so"))
@@ -247,15 +252,13 @@ def failed(code: str, message: str = "no") -> Callable[[Generate], FromWorkerDat
 class Cluster:
     """A router with its HTTP server in this process, a fake supervisor and any number of fake workers."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, keys: Keys) -> None:
         self.config = config
         self.run_dir = run_dir
         self.context = zmq.asyncio.Context()
         self.supervisor = FakeSupervisor(self.context, run_dir)
-        control = control_client.connect(self.context, run_dir, Directory())
-        socket = data_plane.bind_data_socket(self.context, run_dir)
-        self.backend = Backend(config, socket, control, Observers())
-        self.app = init_app(config, self.backend)
+        self.backend = connect(config, self.context, run_dir, Names(config, run_dir / "state.json"))
+        self.app = init_app(config, self.backend, keys)
         self.http: aiohttp.ClientSession
         self.port = 0
         self.workers: list[FakeWorker] = []
@@ -282,7 +285,7 @@ class Cluster:
         return worker
 
     def is_usable(self, worker: FakeWorker) -> bool:
-        return self.backend._roster.is_trusted(worker.identity, self.backend.directory.workers)
+        return self.backend._socket.is_trusted(worker.identity)
 
     async def open(self) -> None:
         self._spawn(self.supervisor.run())
@@ -290,14 +293,14 @@ class Cluster:
         self._spawn(self.backend.control.run())
         self._runner = make_runner(self.app)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        self._door = await listen(self._runner, "127.0.0.1", 0, self.config.server.max_connections)
+        self.port = self._door.sockets[0].getsockname()[1]
         self.http = aiohttp.ClientSession(f"http://127.0.0.1:{self.port}")
         await wait_until(lambda: self.backend.directory.table)
 
     async def close(self) -> None:
         await self.http.close()
+        self._door.close()
         await self._runner.cleanup()
         for task in self._tasks:
             task.cancel()
@@ -319,10 +322,10 @@ def short_run_dir() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def running_cluster(config: Config | None = None) -> AsyncIterator[Cluster]:
+async def running_cluster(config: Config | None = None, keys: Keys | None = None) -> AsyncIterator[Cluster]:
     """A cluster in a run directory of its own."""
     with short_run_dir() as run_dir:
-        cluster = Cluster(config or Config(), run_dir)
+        cluster = Cluster(config or Config(), run_dir, keys or Keys())
         await cluster.open()
         try:
             yield cluster

@@ -17,13 +17,22 @@ Body = Callable[..., list[mx.array]]
 class CompiledStep:
     """Calls `body(*arrays)`, which reads and writes `caches`, compiled. The step must be one by token.
 
+    `on_compile` is called whenever a new shape is about to be compiled.
+
     `arrays` and what `body` returns are plain arrays; those of the step and the pools go in and out besides.
     """
 
-    def __init__(self, body: Body, caches: Sequence[RaggedKVCache], state: RaggedState) -> None:
+    def __init__(
+        self,
+        body: Body,
+        caches: Sequence[RaggedKVCache],
+        state: RaggedState,
+        on_compile: Callable[[], None] = lambda: None,
+    ) -> None:
         self._body = body
         self._caches = caches
         self._state = state
+        self._on_compile = on_compile
         self._function = mx.compile(self._traced)
 
     def __call__(self, *arrays: mx.array) -> list[mx.array]:
@@ -40,6 +49,7 @@ class CompiledStep:
     def _traced(
         self, arrays: Sequence[mx.array], slots: mx.array, positions: mx.array, pools: Pools
     ) -> tuple[list[mx.array], Pools]:
+        self._on_compile()
         step = self._state.step
         assert step is not None
         for cache, own in zip(self._caches, pools, strict=True):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zmq
 import zmq.asyncio
 
 from common import sockets, wire
@@ -51,6 +50,7 @@ from worker.template import check_length, to_tokens
 from worker.token_text import TokenTexts
 
 LOAD_REPORT_S = 1.0
+ANNOUNCE_S = 0.1  # that the MLX thread waits at most for its phase to be told
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class IoThread:
         self._served: Served | None = None
         self._state = WorkerState.LOADING
         self._streams: dict[str, TextStream] = {}
+        self._apology: asyncio.Future[Any] | None = None  # a hello that waits until the router reads
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="io", daemon=True)
 
@@ -104,6 +105,17 @@ class IoThread:
     def publish(self, report: StepReport) -> None:
         """Hand out what a step gave."""
         self._loop.call_soon_threadsafe(self._on_report, report)
+
+    def announce(self) -> None:
+        """Tell the supervisor of the phase before it begins: what follows may keep this thread from talking."""
+        sent = threading.Event()
+
+        def tell() -> None:
+            self._send(self._control, self._heartbeat())
+            sent.set()
+
+        self._loop.call_soon_threadsafe(tell)
+        sent.wait(ANNOUNCE_S)
 
     def stop(self) -> None:
         """End the loop, or the process if it is still loading: there is nobody yet who would take the order."""
@@ -142,9 +154,24 @@ class IoThread:
         await self._announce()
 
     async def _greet_router(self) -> None:
-        for request_id in list(self._streams):  # they belonged to a router that is gone
+        self._drop_all()  # they belonged to a router that is gone
+        if self._apology is None or self._apology.done():
+            await self._data.send(wire.encode(self._hello()))
+
+    def _on_data_lost(self) -> None:
+        """The router reads too slowly, or is gone: its requests end here, so that none goes on with a gap.
+
+        It does them over when it reads the hello that waits for it.
+        """
+        if self._streams:
+            log.warning("The router does not read: its requests are given up. %s", fields(live=len(self._streams)))
+        self._drop_all()
+        if self._apology is None or self._apology.done():
+            self._apology = asyncio.ensure_future(self._data.send(wire.encode(self._hello())))
+
+    def _drop_all(self) -> None:
+        for request_id in list(self._streams):
             self._drop(request_id)
-        await self._data.send(wire.encode(self._hello()))
 
     def _hello(self) -> WorkerHello:
         return WorkerHello(identity=self.name.identity, token=self.name.token, model=self.name.model, pid=self.name.pid)
@@ -166,8 +193,8 @@ class IoThread:
     async def _receive_orders(self) -> None:
         while True:
             match wire.decode_worker_order(await self._control.recv()):
-                case SetLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes):
-                    self.orders.put(NewLimits(kv_bytes, cache_bytes))
+                case SetLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes, shrink=shrink):
+                    self.orders.put(NewLimits(kv_bytes, cache_bytes, shrink))
                 case Drain():
                     self._change_state(WorkerState.DRAINING)
                     self._stop_if_drained()
@@ -180,21 +207,22 @@ class IoThread:
 
     async def _beat(self) -> None:
         while True:
-            engine = self._served.engine if self._served else None
-            self._send(
-                self._control,
-                Heartbeat(
-                    loop_seq=self.pulse.seq,
-                    phase=self.pulse.phase,
-                    running=self.pulse.running,
-                    waiting=self.pulse.waiting,
-                    finished=engine.totals.finished if engine else 0,
-                    active_bytes=limits.active_bytes(),
-                    cache_bytes=limits.cache_bytes(),
-                    footprint_bytes=limits.footprint_bytes(),
-                ),
-            )
+            self._send(self._control, self._heartbeat())
             await asyncio.sleep(self.config.supervisor.heartbeat_s)
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            loop_seq=self.pulse.seq,
+            phase=self.pulse.phase,
+            running=self.pulse.running,
+            waiting=self.pulse.waiting,
+            finished=self._served.engine.totals.finished if self._served else 0,
+            active_bytes=limits.active_bytes(),
+            cache_bytes=limits.cache_bytes(),
+            footprint_bytes=limits.footprint_bytes(),
+            kv_bytes=self.pulse.kv_bytes,
+            slowest_step_s=self.pulse.slowest_step_s,
+        )
 
     # --- requests of the router ----------------------------------------------------------------------------------
 
@@ -219,6 +247,8 @@ class IoThread:
         else:
             self._send(self._data, Accepted(request_id=generate.request_id, prompt_tokens=len(request.prompt)))
             self.orders.put(Submit(request))
+            if self._streams[generate.request_id].is_stopped:  # its last worker died with the end in its hands
+                self.orders.put(CancelRequest(generate.request_id))
 
     def _accept(self, generate: Generate) -> Request:
         served = self._served
@@ -264,10 +294,10 @@ class IoThread:
             if end := self._end(stream, gain):
                 ends.append(end)
                 del self._streams[gain.request_id]
-        if deltas:
-            self._send(self._data, Deltas(step=report.step, items=tuple(deltas)))
-        for message in ends:
-            self._send(self._data, message)
+        steps = [Deltas(step=report.step, items=tuple(deltas))] if deltas else []
+        for message in (*steps, *ends):
+            if not self._send(self._data, message):
+                break  # an end must not overtake its tokens
         self._stop_if_drained()
 
     def _advance(self, stream: TextStream, gain: Gain) -> Delta | None:
@@ -325,9 +355,14 @@ class IoThread:
                 self._send(self._data, load_of(self._served.engine, self.pulse))
             await asyncio.sleep(LOAD_REPORT_S)
 
-    def _send(self, socket: zmq.asyncio.Socket, message: Message) -> None:
-        """Send without waiting, in order; with no peer connected a message has no reader and is dropped."""
-        asyncio.ensure_future(socket.send(wire.encode(message), zmq.DONTWAIT)).add_done_callback(_note_dropped)
+    def _send(self, socket: zmq.asyncio.Socket, message: Message) -> bool:
+        """Send without waiting, in order; False when the peer does not take it."""
+        if sockets.send_now(socket, [wire.encode(message)]):
+            return True
+        log.debug("A message found no reader. %s", fields(kind=type(message).__name__))
+        if socket is self._data:
+            self._on_data_lost()
+        return False
 
 
 async def _greet(events: zmq.asyncio.Socket, say: Callable[[], Awaitable[None]]) -> None:
@@ -335,11 +370,6 @@ async def _greet(events: zmq.asyncio.Socket, say: Callable[[], Awaitable[None]])
     while True:
         await events.recv_multipart()
         await say()
-
-
-def _note_dropped(sent: "asyncio.Future[Any]") -> None:
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        log.debug("A message found no reader. %s", fields(error=error))
 
 
 def _failed(request_id: str, error: MlxspecError) -> Failed:

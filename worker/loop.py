@@ -32,10 +32,11 @@ class CancelRequest:
 
 @dataclass(frozen=True, slots=True)
 class NewLimits:
-    """This much memory for the KV cache, and for MLX's buffer cache."""
+    """This much memory for the KV cache, and for MLX's buffer cache. `shrink`: drop what is only remembered, now."""
 
     kv_bytes: int
     cache_bytes: int
+    shrink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,15 @@ Order = Submit | CancelRequest | NewLimits | Stop
 
 @dataclass(slots=True)
 class Pulse:
-    """What other threads may read of the loop. `seq` grows with every turn: if it stands still, the loop hangs."""
+    """What other threads may read of the loop. `seq` grows with every turn: if it stands still, the loop hangs.
+
+    `announce` tells the others at once of a phase that may hold this thread, and all of Python, for long.
+    """
 
     seq: int = 0
     phase: str = "loading"
+    slowest_step_s: float = 0.0
+    announce: Callable[[], None] = lambda: None
     running: int = 0
     waiting: int = 0
     outstanding_tokens: int = 0
@@ -71,13 +77,25 @@ class Loop:
 
     def run(self) -> None:
         """Until a `Stop` comes. What goes wrong in a step ends the process: a half-dead worker helps nobody."""
+        self.engine.target.on_compile = self._on_compile
         while not self.is_stopping:
             self._take_orders()
             if self.engine.has_work:
-                self.pulse.phase = "step"
-                self.publish(self.engine.step())
-                self.idle_since_s = None
+                self._step()
             self._beat()
+
+    def _step(self) -> None:
+        self.pulse.phase = "step"
+        began_s = time.monotonic()
+        self.publish(self.engine.step())
+        if self.pulse.phase == "step":
+            self.pulse.slowest_step_s = max(self.pulse.slowest_step_s, time.monotonic() - began_s)
+        self.idle_since_s = None
+
+    def _on_compile(self) -> None:
+        """A step of a new shape: it takes longer than others, and that is no hang."""
+        self.pulse.phase = "compile"
+        self.pulse.announce()
 
     def _take_orders(self) -> None:
         """Wait for an order if there is nothing else to do, then take all that are there."""
@@ -97,11 +115,18 @@ class Loop:
             case CancelRequest(request_id=request_id):
                 if gains := self.engine.cancel(request_id):
                     self.publish(StepReport(self.engine.totals.steps, tuple(gains)))
-            case NewLimits(kv_bytes=kv_bytes, cache_bytes=cache_bytes):
-                self.engine.set_kv_limit(kv_bytes)
-                mx.set_cache_limit(cache_bytes)
+            case NewLimits():
+                self._take_limits(order)
             case Stop():
                 self.is_stopping = True
+
+    def _take_limits(self, limits: NewLimits) -> None:
+        self.engine.set_kv_limit(limits.kv_bytes)
+        if limits.shrink:
+            self.engine.prefixes.forget()
+        mx.set_cache_limit(limits.cache_bytes)
+        if mx.get_cache_memory() > limits.cache_bytes:
+            mx.clear_cache()
 
     def _submit(self, request: Request) -> None:
         try:
@@ -124,4 +149,4 @@ class Loop:
         self.pulse.outstanding_tokens = sum(row.uncached + row.tokens_left for row in engine.rows) + sum(
             one.request.total_tokens for one in engine.waiting
         )
-        self.pulse.kv_bytes = engine.target.kv_bytes
+        self.pulse.kv_bytes = engine.target.kv_bytes + engine.prefixes.tree.nbytes

@@ -1,5 +1,6 @@
 """The entry of a worker process: from the shell for one model, or as the supervisor's child."""
 
+import faulthandler
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ def serve(child: Child) -> int:
     config = load_effective(child.run_dir / "config.json")
     logs.setup(f"worker {child.identity}", config.log.level)
     lifeline.watch()
+    faulthandler.enable()  # on SIGABRT, for a hang, it writes where all threads stand
     from worker.served import run  # pulls mlx
 
     try:

@@ -70,6 +70,10 @@ class PrefixCache:
             mx.eval([span.stacks for span in self._fresh])
             self._fresh = []
 
+    def forget(self) -> None:
+        """Drop all that is remembered; what comes later is kept as before."""
+        self.tree.fit(0)
+
     def fit(self, limit_bytes: int | None, slots_bytes: int) -> None:
         """Leave the rows' slots what they need of the memory for keys and values."""
         self.budget_bytes = budget(self.wanted_bytes, limit_bytes, slots_bytes)

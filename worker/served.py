@@ -23,6 +23,7 @@ def run(child: Child, config: Config) -> None:
     pulse = Pulse()
     name = Name(child.identity, os.environ.get("MLXSPEC_TOKEN", ""), child.name, os.getpid())
     io = IoThread(name, child.run_dir, config, pulse)
+    pulse.announce = io.announce
     io.start()
     signal.signal(signal.SIGTERM, lambda *_: io.stop())
     log.info("Loading the model. %s", fields(model=child.name, path=child.model))

@@ -4,7 +4,7 @@ Works with mlx-lm's model classes as they are. Two seams are used: the attention
 (see `cache/attention.py`), and the inner model's output, of which only the chosen tokens go on to the vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,7 +63,11 @@ class Target:
         self._taps: Taps | None = None
         self._is_partial = False  # see `partial`
         self._tapped: list[mx.array] = []  # what the tapped layers put out in the latest step
-        self._compiled = CompiledStep(self._run, self._kv_layers, self.state)
+        self.on_compile: Callable[[], None] = lambda: None  # called before a step of a new shape is compiled
+        self._compiled = CompiledStep(self._run, self._kv_layers, self.state, self._tell_compile)
+
+    def _tell_compile(self) -> None:
+        self.on_compile()
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
         """One packed step: writes the tokens' keys and values, returns logits [chosen, vocabulary], not evaluated.
@@ -102,7 +106,8 @@ class Target:
         self._taps = Taps(self.model, layers)
         self._follower = follower
         self.caches_beside = list(caches)
-        self._compiled = CompiledStep(self._run, [c for c in self._kv_layers if c not in caches], self.state)
+        own = [c for c in self._kv_layers if c not in caches]
+        self._compiled = CompiledStep(self._run, own, self.state, self._tell_compile)
 
     def _followed(self, step: Step, outputs: list[mx.array]) -> mx.array:
         logits, *self._tapped = outputs

@@ -1,27 +1,30 @@
 """What clients of the control socket ask for, and the answers they get."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from common import config as configuration
+from common.config import ModelConfig
 from common.errors import Conflict, InvalidRequest, MlxspecError, ModelNotFound, ModelUnavailable
 from common.logs import fields
-from common.messages import EnsureModel, Pin, Reply, Status, Unload
+from common.messages import EnsureModel, Pin, Reload, Reply, Status, Unload
 from common.states import WorkerState
 from router.supervisor.fleet import Fleet, Post
 from router.supervisor.model import Model
 
 log = logging.getLogger(__name__)
 
-Call = EnsureModel | Unload | Pin | Status
+Call = EnsureModel | Unload | Pin | Reload | Status
 
 
 class CallDesk:
     """Answers calls: at once, or for `Unload` when the process is gone."""
 
-    def __init__(self, fleet: Fleet, post: Post) -> None:
+    def __init__(self, fleet: Fleet, post: Post, reload: Callable[[], list[str]]) -> None:
         self._fleet = fleet
         self._post = post
+        self._reload = reload
 
     def answer(self, sender: str, call: Call) -> None:
         """Do what is asked; an error of ours goes back to the caller by its code."""
@@ -42,6 +45,8 @@ class CallDesk:
                 return None
             case Pin():
                 self._pin(call)
+            case Reload():
+                return Reply(call_id=call.call_id, message="\n".join(self._reload()))
             case Status():
                 return Reply(call_id=call.call_id, message=self._describe())
         return Reply(call_id=call.call_id)
@@ -61,7 +66,7 @@ class CallDesk:
         self._fleet.discover()
         model = self._fleet.models.get(name)
         if model is None:
-            return self._fleet.register(name, resolved)
+            return self._fleet.register(name, ModelConfig(path=resolved))
         if model.path != resolved:
             if model.has_process:
                 raise Conflict(f"model {name} is loaded from {model.path}: unload it first")
@@ -103,9 +108,10 @@ class CallDesk:
 
 
 def _describe_model(model: Model) -> str:
-    beat = model.heartbeat
+    beat = model.best.heartbeat
     pulse = f" phase={beat.phase} loop_seq={beat.loop_seq}" if beat else ""
-    return f"{model.name} {model.state} restarts={model.machine.restarts}{pulse} {model.detail}".rstrip()
+    restarts = sum(worker.machine.restarts for worker in model.workers)
+    return f"{model.name} {model.state} restarts={restarts}{pulse} {model.detail}".rstrip()
 
 
 def _looks_like_hub_id(path: str) -> bool:

@@ -15,7 +15,7 @@ import zmq.asyncio
 from common import sockets, wire
 from common.errors import WireError
 from common.logs import fields
-from common.messages import Message, ModelEntry, ModelTable, ToSupervisor, Watch
+from common.messages import Message, ModelEntry, ModelTable, ToSupervisor, Watch, WorkerEntry
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +62,10 @@ class ControlSocket:
         if self._table is not None:
             self._send_table(identity, self._table)
 
-    def publish(self, default_model: str | None, budget_bytes: int, models: tuple[ModelEntry, ...]) -> ModelTable:
+    def publish(self, table: ModelTable) -> ModelTable:
         """Give the table its next revision and send it to all watchers."""
         revision = self._table.revision + 1 if self._table else 1
-        self._table = ModelTable(
-            revision=revision,
-            default_model=default_model,
-            memory_budget_bytes=budget_bytes,
-            models=models,
-        )
+        self._table = msgspec.structs.replace(table, revision=revision)
         for identity in list(self._watchers):
             self._send_table(identity, self._table)
         return self._table
@@ -91,5 +86,8 @@ def differs_in_substance(before: tuple[ModelEntry, ...], after: tuple[ModelEntry
 
 
 def _without_figures(entry: ModelEntry) -> ModelEntry:
-    workers = tuple(msgspec.structs.replace(w, footprint_bytes=0, running=0, waiting=0) for w in entry.workers)
-    return msgspec.structs.replace(entry, workers=workers)
+    workers = tuple(
+        WorkerEntry(identity=w.identity, token=w.token, state=w.state, pid=w.pid, generation=w.generation)
+        for w in entry.workers
+    )
+    return msgspec.structs.replace(entry, workers=workers, last_used_at=0.0)

@@ -9,13 +9,10 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from common import config as configuration
-from common import paths
-from common.config import Config
+from common.config import Config, ModelConfig
 from common.logs import fields
 from common.messages import (
     PROTOCOL_VERSION,
@@ -25,20 +22,23 @@ from common.messages import (
     Message,
     ModelEntry,
     ModelTable,
-    SetLimits,
     StateChanged,
     WorkerHello,
 )
 from common.states import WorkerState
 from router.supervisor import machine, memory, policy, process
+from router.supervisor.budget import Budget
 from router.supervisor.control import differs_in_substance
+from router.supervisor.launcher import Launcher
 from router.supervisor.machine import Action
 from router.supervisor.model import ALWAYS, NEVER, Model, slug
+from router.supervisor.worker import Worker
 
 log = logging.getLogger(__name__)
 
 FIGURES_EVERY_S = 1.0  # how often a table is sent that differs in heartbeat figures only
 LEAST_WAIT_S = 0.05  # for what was due already and still waits for room
+GLANCE_EVERY_S = 0.5  # at pulses and the machine's memory
 Clock = Callable[[], float]
 
 
@@ -47,16 +47,7 @@ class Post(Protocol):
 
     def send(self, identity: str, message: Message) -> bool: ...
 
-    def publish(self, default_model: str | None, budget_bytes: int, models: tuple[ModelEntry, ...]) -> ModelTable: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Launcher:
-    """What it takes to spawn a worker."""
-
-    commands: process.Commands
-    run_dir: Path
-    line: process.Lifeline
+    def publish(self, table: ModelTable) -> ModelTable: ...
 
 
 class Fleet:
@@ -67,18 +58,19 @@ class Fleet:
         config: Config,
         post: Post,
         launcher: Launcher,
-        tasks: asyncio.TaskGroup,
         show: Callable[[ModelTable], None] = lambda table: None,
         clock: Clock = time.monotonic,
+        budget: Budget | None = None,
     ) -> None:
         self.config = config
-        self.budget_bytes = memory.budget(config.supervisor)
+        self.budget = budget or Budget(config)
         self.models: dict[str, Model] = {}
         self.clock = clock
         self.is_stopping = False
         self.is_empty = asyncio.Event()  # no process is left
-        self._post, self._launcher, self._tasks, self._show = post, launcher, tasks, show
-        self._by_identity: dict[str, Model] = {}
+        self._post, self._launcher, self._show = post, launcher, show
+        self._started_at = time.time()
+        self._by_identity: dict[str, Worker] = {}
         self._nudged = asyncio.Event()
         self._published: tuple[ModelEntry, ...] | None = None
         self._published_at = NEVER
@@ -87,20 +79,22 @@ class Fleet:
 
     # --- the registry --------------------------------------------------------------------------------
 
+    @property
+    def workers(self) -> list[Worker]:
+        """Those of all models, with and without process."""
+        return [worker for model in self.models.values() for worker in model.workers]
+
     def discover(self) -> None:
         """Register configured models and model folders that are not known yet."""
         for name, found in configuration.discover_models(self.config).items():
             if name not in self.models:
-                self.register(name, found.path, weights=found.weights, pinned=found.pin)
+                self.register(name, found)
 
-    def register(self, name: str, path: str, *, weights: str | None = None, pinned: bool = False) -> Model:
+    def register(self, name: str, settings: ModelConfig) -> Model:
         """Make `name` known. Nothing is loaded yet."""
-        self.models[name] = Model(
-            name=name,
-            path=configuration.resolve_model_path(path),
-            weights=weights or self.config.engine.weights,
-            pinned=pinned,
-        )
+        path = configuration.resolve_model_path(settings.path)
+        self.models[name] = Model(name=name, path=path, settings=settings, pinned=settings.pin)
+        self.models[name].resize(settings.replicas)
         self.nudge()
         return self.models[name]
 
@@ -116,19 +110,26 @@ class Fleet:
             model.need_bytes = self._need(model)
         model.is_awaited = model.is_awaited or not for_ever
         if model.state is WorkerState.READY:
-            model.last_used = now
+            model.last_used, model.last_used_at = now, time.time()
         model.want(now, ALWAYS if for_ever else now + self.config.server.load_timeout_s)
         self.nudge()
 
     def unload(self, model: Model) -> None:
-        """Nobody wants it any more: drain its worker and end it."""
+        """Nobody wants it any more: drain its workers and end them."""
         model.wanted_until = NEVER
-        model.note = ""
-        self._apply(model, machine.DrainAsked())
+        self.drain(model)
+
+    def drain(self, model: Model) -> None:
+        """Let its workers finish and go; if somebody wants it, others follow."""
+        for worker in model.workers:
+            worker.note = ""
+            self._apply(worker, machine.DrainAsked())
 
     def reconsider(self, model: Model) -> None:
         """A failed model may be tried again."""
-        self._apply(model, machine.Forget())
+        for worker in model.workers:
+            if worker.state is WorkerState.FAILED:
+                self._apply(worker, machine.Forget())
 
     def has_changed(self, model: Model) -> bool:
         """Whether trying a failed model again may end otherwise: its files or free memory have changed."""
@@ -136,58 +137,60 @@ class Fleet:
             return True
         files, free_bytes = model.failed_with
         fresh = memory.fingerprint(model.path)
+        failed = model.best.machine
         if fresh is None:  # not on this disk: a download may work later
-            return self.clock() - model.machine.since >= self.config.supervisor.backoff_max_s
-        is_short = model.machine.failure is machine.Failure.OUT_OF_MEMORY
+            return self.clock() - failed.since >= self.config.supervisor.backoff_max_s
+        is_short = failed.failure is machine.Failure.OUT_OF_MEMORY
         return fresh != files or (is_short and self.free_bytes() > free_bytes)
 
     # --- what workers say -----------------------------------------------------------------------------
 
     def on_hello(self, sender: str, hello: WorkerHello) -> None:
-        model = self._by_identity.get(sender)
-        if model is None or hello.identity != sender or hello.token != model.token:
+        worker = self._by_identity.get(sender)
+        if worker is None or hello.identity != sender or hello.token != worker.token:
             log.warning("stranger refused %s", fields(sender=sender, pid=hello.pid))
         elif hello.version != PROTOCOL_VERSION:
             detail = f"speaks protocol {hello.version}, this server {PROTOCOL_VERSION}: restart mlxspec"
-            self._apply(model, machine.Mismatch(detail))
+            self._apply(worker, machine.Mismatch(detail))
         else:
-            model.is_connected = True
-            self._apply(model, machine.Hello())
-            if model.state is WorkerState.STOPPING:  # it was told by a signal that it may have missed
+            worker.is_connected = True
+            self._apply(worker, machine.Hello())
+            if worker.state is WorkerState.STOPPING:  # it was told by a signal that it may have missed
                 self._post.send(sender, Exit())
 
     def on_state(self, sender: str, change: StateChanged) -> None:
-        model = self._speaker(sender)
-        if model is None:
+        worker = self._speaker(sender)
+        if worker is None:
             return
-        if change.state is WorkerState.LOADING and model.state is WorkerState.LOADING:
-            model.note = change.detail
-        elif change.state is WorkerState.READY and model.state is WorkerState.LOADING:
-            model.facts = change.facts or model.facts
-            self._apply(model, machine.Ready())
+        if change.state is WorkerState.LOADING and worker.state is WorkerState.LOADING:
+            worker.note = change.detail
+        elif change.state is WorkerState.READY and worker.state is WorkerState.LOADING:
+            worker.model.facts = change.facts or worker.model.facts
+            self._apply(worker, machine.Ready())
         elif change.state is WorkerState.DRAINING:
-            self._apply(model, machine.DrainSeen())
+            self._apply(worker, machine.DrainSeen())
         self.nudge()
 
     def on_heartbeat(self, sender: str, heartbeat: Heartbeat) -> None:
-        if model := self._speaker(sender):
-            model.observe(heartbeat, self.clock())
+        if worker := self._speaker(sender):
+            worker.observe(heartbeat)
+            worker.model.note_use(self.clock(), time.time())
             self.nudge()
 
-    def on_exit(self, model: Model, code: int, detail: str) -> None:
+    def on_exit(self, worker: Worker, code: int, detail: str) -> None:
         """Its process was reaped."""
-        log.info("worker gone %s", fields(identity=model.identity, code=code, detail=detail))
-        self._by_identity.pop(model.identity, None)
-        model.child, model.is_connected, model.heartbeat, model.note = None, False, None, ""
-        self._apply(model, machine.Exited(code, detail))
+        log.info("worker gone %s", fields(identity=worker.identity, code=code, detail=detail))
+        self._by_identity.pop(worker.identity, None)
+        worker.child, worker.is_connected, worker.heartbeat, worker.note = None, False, None, ""
+        self._apply(worker, machine.Exited(code, detail))
 
-    def _speaker(self, sender: str) -> Model | None:
-        """The model whose living, greeted worker this is; None for strangers and old generations."""
-        model = self._by_identity.get(sender)
-        if model is None or not model.is_connected:
+    def _speaker(self, sender: str) -> Worker | None:
+        """The living, greeted worker of this name; None for strangers and old generations."""
+        worker = self._by_identity.get(sender)
+        if worker is None or not worker.is_connected:
             log.debug("frame of no living worker ignored %s", fields(sender=sender))
             return None
-        return model
+        return worker
 
     # --- steering -------------------------------------------------------------------------------------
 
@@ -208,14 +211,15 @@ class Fleet:
     def settle(self) -> None:
         """Do all that is due now, then tell everybody what changed."""
         now = self.clock()
-        for model in self.models.values():
-            if machine.is_overdue(model.machine, now):
-                self._apply(model, machine.Elapsed())
-            if model.state is WorkerState.BACKOFF and not model.is_wanted(now):
-                self._apply(model, machine.Forget())
+        for worker in self.workers:
+            if machine.is_overdue(worker.machine, now):
+                self._apply(worker, machine.Elapsed())
+            if worker.state is WorkerState.BACKOFF and not worker.model.is_wanted(now):
+                self._apply(worker, machine.Forget())
         if not self.is_stopping:
+            self._look_after(now)
             self._serve_queue(now)
-        if not any(model.has_process for model in self.models.values()):
+        if not any(worker.has_process for worker in self.workers):
             self.is_empty.set()
         self._publish(now)
         self._tell_gone()
@@ -226,49 +230,80 @@ class Fleet:
         self.is_empty.clear()
         for model in self.models.values():
             model.wanted_until = NEVER
-            self._apply(model, machine.ExitAsked())
+        for worker in self.workers:
+            self._apply(worker, machine.ExitAsked())
         self.nudge()
 
     def kill(self) -> None:
         """End all workers at once."""
         self.stop()
-        for model in self.models.values():
-            self._act(model, Action.KILL)
+        for worker in self.workers:
+            self._act(worker, Action.KILL)
+
+    def used_bytes(self) -> int:
+        return sum(model.charge_bytes() for model in self.models.values())
 
     def free_bytes(self) -> int:
-        return self.budget_bytes - sum(model.charge_bytes() for model in self.models.values())
+        return self.budget.total_bytes - self.used_bytes()
+
+    def _look_after(self, now: float) -> None:
+        """Who hangs, who has to go, who is too many, and what each may hold."""
+        for worker in self.workers:
+            if worker.state in (WorkerState.LOADING, WorkerState.READY):
+                worker.stall.glance(now)
+                if detail := worker.stall.verdict(self.config.supervisor):
+                    self._apply(worker, machine.Hung(detail))
+        self.budget.look(now)
+        for name, reason in self.budget.surplus(self.models.values(), now).items():
+            log.info("unloading %s", fields(model=name, reason=reason))
+            self.unload(self.models[name])
+        for model in list(self.models.values()):
+            self._trim(model)
+        self._share_memory()
+
+    def _trim(self, model: Model) -> None:
+        """End workers that are too many, and forget a model that is not configured any more."""
+        for worker in model.workers[model.settings.replicas :]:
+            if worker.has_process:
+                self._apply(worker, machine.DrainAsked())
+            else:
+                model.workers.remove(worker)
+        if model.is_removed and not model.has_process:
+            self._tell_gone()
+            del self.models[model.name]
 
     def _until_due(self) -> float | None:
         now = self.clock()
-        times = [m.machine.deadline for m in self.models.values() if m.machine.deadline is not None]
+        times = [w.machine.deadline for w in self.workers if w.machine.deadline is not None]
         times += [m.wanted_until for m in self.models.values() if now < m.wanted_until < ALWAYS]
         times += [self._published_at + FIGURES_EVERY_S] if self._published != self._entries() else []
+        times += [now + GLANCE_EVERY_S] if any(w.has_process for w in self.workers) else []
         return max(LEAST_WAIT_S, min(times) - now) if times else None
 
     def _serve_queue(self, now: float) -> None:
         """Load whoever is first in the queue and fits; nobody overtakes a first one that has to wait."""
-        queue = policy.in_order(m.candidate() for m in self.models.values() if m.wants_start(now))
+        queue = policy.in_order(c for model in self.models.values() for c in model.candidates(now))
         blocker = ""
         for candidate in queue:
-            model = self.models[candidate.name]
+            worker = self.models[candidate.name].workers[candidate.worker]
             if blocker:
-                model.note = f"waits behind {blocker}"
+                worker.note = f"waits behind {blocker}"
                 continue
-            model.note = self._admit(model, candidate, now)
-            blocker = model.name if model.note else ""
+            worker.note = self._admit(worker, candidate, now)
+            blocker = candidate.name if worker.note else ""
 
-    def _admit(self, model: Model, candidate: policy.Candidate, now: float) -> str:
+    def _admit(self, worker: Worker, candidate: policy.Candidate, now: float) -> str:
         """Start it, reject it, or make room; returns what it waits for, or nothing."""
         residents = [m.resident(now) for m in self.models.values() if m.has_process]
-        match policy.decide(candidate, residents, self.budget_bytes):
+        match policy.decide(candidate, residents, self.budget.total_bytes):
             case policy.Admit():
-                self._apply(model, machine.Start())
+                self._apply(worker, machine.Start())
             case policy.Refuse(detail):
-                self._apply(model, machine.Forget())
-                self._apply(model, machine.Rejected(detail))
+                self._apply(worker, machine.Forget())
+                self._apply(worker, machine.Rejected(detail))
             case policy.Evict(names):
                 for name in names:
-                    log.info("evicting %s", fields(model=name, to_make_room_for=model.name))
+                    log.info("evicting %s", fields(model=name, to_make_room_for=candidate.name))
                     self.unload(self.models[name])
                 return f"waits for memory: {', '.join(names)} must be unloaded first"
             case policy.Wait(detail):
@@ -277,91 +312,75 @@ class Fleet:
 
     # --- machines and actions -------------------------------------------------------------------------
 
-    def _apply(self, model: Model, event: machine.Event) -> None:
-        before = model.machine
-        model.machine, actions = machine.step(before, event, self.clock(), random.random(), self.config.supervisor)
+    def _apply(self, worker: Worker, event: machine.Event) -> None:
+        before = worker.machine
+        worker.machine, actions = machine.step(before, event, self.clock(), random.random(), self.config.supervisor)
         for action in actions:
-            self._act(model, action)
-        if model.state is not before.state:
-            self._entered(model, before.state)
-        self.nudge()
+            self._act(worker, action)
+        if worker.state is not before.state:
+            self._entered(worker, before.state)
+            self.nudge()
 
-    def _entered(self, model: Model, before: WorkerState) -> None:
-        log.info("model %s is %s %s", model.name, model.state, fields(was=before, detail=model.detail or None))
-        match model.state:
+    def _entered(self, worker: Worker, before: WorkerState) -> None:
+        model = worker.model
+        detail = worker.note or worker.machine.detail or None
+        log.info("worker of %s is %s %s", model.name, worker.state, fields(was=before, detail=detail))
+        match worker.state:
             case WorkerState.READY:
-                self._became_ready(model)
-            case WorkerState.FAILED:
+                self._became_ready(worker)
+            case WorkerState.FAILED if model.state is WorkerState.FAILED:
                 model.wanted_until = NEVER
                 model.failed_with = (memory.fingerprint(model.path), self.free_bytes())
-            case WorkerState.STOPPED:
+            case WorkerState.STOPPED if not model.has_process:
                 model.is_awaited = False
         self._share_memory()
 
-    def _became_ready(self, model: Model) -> None:
+    def _became_ready(self, worker: Worker) -> None:
+        model = worker.model
         model.wanted_until = ALWAYS
-        model.last_used = self.clock()
-        model.note = ""
-        if facts := model.facts:
-            model.base_bytes = facts.weights_bytes + memory.PROCESS_BYTES
-            by_length = memory.ADMITTED_TOKENS * facts.kv_bytes_per_token
-            model.need_bytes = model.base_bytes + by_length + facts.kv_bytes_per_row
+        model.last_used, model.last_used_at = self.clock(), time.time()
+        worker.note = ""
+        if model.facts:
+            worker.base_bytes = model.facts.weights_bytes + memory.PROCESS_BYTES
+            model.need_bytes = worker.base_bytes + memory.kv_need(model.facts)
 
     def _share_memory(self) -> None:
-        """Give each ready worker its share of what models that are being loaded leave."""
-        ready = [m for m in self.models.values() if m.state is WorkerState.READY]
-        held = sum(m.base_bytes if m in ready else m.charge_bytes() for m in self.models.values())
-        kv = policy.kv_share(self.budget_bytes, held, len(ready), self.config.engine.kv_cache_gb)
-        for model in ready:
-            limits = SetLimits(kv_bytes=kv, cache_bytes=policy.cache_share(kv))
-            if limits != model.limits and self._post.send(model.identity, limits):
-                model.limits = limits
+        """Tell each ready worker its share of what models that are being loaded leave."""
+        for worker, limits in self.budget.shares(self.workers):
+            if self._post.send(worker.identity, limits):
+                worker.limits = limits
 
-    def _act(self, model: Model, action: Action) -> None:
+    def _act(self, worker: Worker, action: Action) -> None:
         match action:
             case Action.SPAWN:
-                self._spawn(model)
+                self._spawn(worker)
             case Action.SEND_DRAIN:
-                self._tell(model, Drain())
+                self._tell(worker, Drain())
             case Action.SEND_EXIT:
-                self._tell(model, Exit())
-            case Action.KILL if model.child:
-                model.child.kill()
+                self._tell(worker, Exit())
+            case Action.ABORT if worker.child:
+                log.error("worker %s %s", worker.identity, worker.machine.detail)
+                worker.child.abort()
+            case Action.KILL if worker.child:
+                worker.child.kill()
 
-    def _tell(self, model: Model, order: Drain | Exit) -> None:
+    def _tell(self, worker: Worker, order: Drain | Exit) -> None:
         """By message if it listens, else by signal."""
-        if not (model.is_connected and self._post.send(model.identity, order)) and model.child:
-            model.child.terminate()
+        if not (worker.is_connected and self._post.send(worker.identity, order)) and worker.child:
+            worker.child.terminate()
 
-    def _spawn(self, model: Model) -> None:
-        model.identity = f"{slug(model.name)}#{model.machine.generation}"
-        model.token = process.new_token()
-        model.note, model.heartbeat, model.limits, model.is_connected = "", None, None, False
-        self._by_identity[model.identity] = model
-        self._tasks.create_task(self._live(model), name=f"worker {model.identity}")
+    def _spawn(self, worker: Worker) -> None:
+        model = worker.model
+        model.generations += 1
+        identity = f"{slug(model.name)}#{model.generations}"
+        worker.born(model.generations, identity, process.new_token(), time.time())
+        self._by_identity[worker.identity] = worker
+        self._launcher.launch(worker, self._on_spawned, self.on_exit)
 
-    async def _live(self, model: Model) -> None:
-        """One worker process from spawn to reaping."""
-        launch = process.WorkerLaunch(
-            identity=model.identity,
-            name=model.name,
-            path=model.path,
-            run_dir=self._launcher.run_dir,
-            token=model.token,
-            log_path=paths.logs_dir() / f"worker-{slug(model.name)}.log",
-        )
-        try:
-            child = await process.spawn_worker(self._launcher.commands, launch, self._launcher.line)
-        except OSError as error:
-            self.on_exit(model, 1, f"cannot be spawned: {error.strerror}")
-            return
-        log.info("worker spawned %s", fields(identity=model.identity, pid=child.pid, path=model.path))
-        model.child = child
-        if model.state is WorkerState.STOPPING:  # told to go before it was there
-            child.kill()
+    def _on_spawned(self, worker: Worker) -> None:
+        if worker.state is WorkerState.STOPPING and worker.child:  # told to go before it was there
+            worker.child.kill()
         self.nudge()
-        code = await child.wait()
-        self.on_exit(model, code, child.describe_exit(code, otherwise=model.note))
 
     # --- telling everybody ----------------------------------------------------------------------------
 
@@ -372,7 +391,18 @@ class Fleet:
         is_news = self._published is None or differs_in_substance(self._published, entries)
         if is_news or now >= self._published_at + FIGURES_EVERY_S:
             self._published, self._published_at = entries, now
-            self._show(self._post.publish(self.default_name(), self.budget_bytes, entries))
+            self._show(self._post.publish(self._table(entries)))
+
+    def _table(self, entries: tuple[ModelEntry, ...]) -> ModelTable:
+        return ModelTable(
+            revision=0,
+            default_model=self.default_name(),
+            memory_budget_bytes=self.budget.total_bytes,
+            models=entries,
+            memory_used_bytes=self.used_bytes(),
+            memory_pressure=self.budget.pressure,
+            started_at=self._started_at,
+        )
 
     def _tell_gone(self) -> None:
         for model in self.models.values():
@@ -381,7 +411,11 @@ class Fleet:
                     model.on_gone.pop(0)()
 
     def _entries(self) -> tuple[ModelEntry, ...]:
-        return tuple(model.entry() for model in self.models.values())
+        return tuple(model.entry(self.budget.idle_unload_s(model)) for model in self.models.values())
 
     def _need(self, model: Model) -> int | None:
-        return memory.estimate_need(model.path, model.weights)
+        weights = model.settings.weights or self.config.engine.weights
+        drafter = model.settings.draft_model
+        drafter = self.config.speculation.draft_model if drafter is None else drafter
+        need = memory.estimate_need(model.path, weights, drafter)
+        return max(need or 0, model.measured_bytes) or None

@@ -10,6 +10,7 @@ from enum import Enum, auto
 from common.config import SupervisorConfig
 from common.states import LEGAL_EDGES, ExitCode, WorkerState
 
+ABORT_GRACE_S = 2.0  # for writing down where all threads stand
 JITTER = 0.25  # a delay is up to this much longer, so that workers which died together do not return together
 
 
@@ -27,6 +28,7 @@ class Action(Enum):
     SPAWN = auto()
     SEND_DRAIN = auto()
     SEND_EXIT = auto()
+    ABORT = auto()  # have it say where it stands, then die
     KILL = auto()
 
 
@@ -42,6 +44,7 @@ class Machine:
     restarts: int = 0
     failure: Failure | None = None
     verdict: Failure | None = None  # decided already, takes effect when the process is gone
+    is_hung: bool = False  # told to die for standing still; `detail` says how
     detail: str = ""
 
 
@@ -68,6 +71,13 @@ class Mismatch:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The worker has loaded its model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """The worker loads or serves, but has stood still for too long."""
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,9 @@ class Forget:
     """BACKOFF: nobody wants it any more. FAILED: something changed, it may be tried again."""
 
 
-Event = Start | Hello | Mismatch | Ready | DrainSeen | DrainAsked | ExitAsked | Exited | Elapsed | Rejected | Forget
+Event = (
+    Start | Hello | Mismatch | Ready | Hung | DrainSeen | DrainAsked | ExitAsked | Exited | Elapsed | Rejected | Forget
+)
 Step = tuple[Machine, tuple[Action, ...]]
 
 _FAILURES = {
@@ -174,6 +186,8 @@ def _react(machine: Machine, event: Event, now: float, random: float, limits: Su
             return replace(machine, verdict=Failure.BAD_PROTOCOL, detail=detail), (Action.KILL,)
         case Ready() if state is WorkerState.LOADING:
             return _enter(machine, WorkerState.READY, now, detail=""), ()
+        case Hung(detail) if state in (WorkerState.LOADING, WorkerState.READY) and not machine.is_hung:
+            return replace(machine, is_hung=True, detail=detail, deadline=now + ABORT_GRACE_S), (Action.ABORT,)
         case DrainSeen() if state is WorkerState.READY:
             return _drain(machine, now, limits), ()
         case DrainAsked():
@@ -206,6 +220,7 @@ def _start(machine: Machine, now: float, limits: SupervisorConfig) -> Step:
         restarts=machine.restarts + is_restart,
         failure=None,
         verdict=None,
+        is_hung=False,
         detail=machine.detail if is_restart else "",
     )
     return started, (Action.SPAWN,)
@@ -244,7 +259,7 @@ def _reaped(machine: Machine, code: int, detail: str, now: float, random: float,
         return _stopped(machine, now)
     if failure := machine.verdict or _FAILURES.get(code):
         return _fail(machine, failure, machine.detail if machine.verdict else detail, now)
-    was_late = machine.state is WorkerState.STARTING and machine.deadline is None
+    was_late = machine.is_hung or (machine.state is WorkerState.STARTING and machine.deadline is None)
     was_stable = machine.state is WorkerState.READY and now - machine.since >= limits.stable_after_s
     crashes = 1 if was_stable else machine.crashes + 1
     delay = restart_delay(crashes, limits, random)

@@ -15,12 +15,17 @@ from typing import Any
 import psutil
 
 from common.config import SupervisorConfig
-from common.messages import Heartbeat
+from common.messages import Heartbeat, ModelFacts
+from router.supervisor import pressure
 
 RAM_SHARE = 0.75
 GIB = 2**30
+METAL_SHARE_SMALL, METAL_SHARE = 2 / 3, 3 / 4  # what macOS recommends to wire at most, up to 36 GB and above
+SMALL_MAC_BYTES = 36 * GIB
+METAL_RESERVE_BYTES = GIB  # for the system's own use of the GPU
 PROCESS_BYTES = 256 * 2**20  # interpreter, MLX, tokenizer
 ADMITTED_TOKENS = 8192  # KV cache that a freshly loaded model is expected to fill
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MAX_HEADER_BYTES = 100 * 2**20
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DTYPE_BYTES = {
@@ -41,10 +46,31 @@ Header = Mapping[str, Any]
 
 
 def budget(config: SupervisorConfig) -> int:
-    """Bytes that all workers together may use: as configured, else three quarters of the machine's memory."""
+    """Bytes that all workers together may use: as configured, else what the machine can spare."""
     if config.memory_limit_gb > 0:
         return int(config.memory_limit_gb * GIB)
-    return int(RAM_SHARE * psutil.virtual_memory().total)
+    total = psutil.virtual_memory().total
+    if sys.platform == "darwin":
+        return metal_budget(total, pressure.read_sysctl("iogpu.wired_limit_mb"))
+    return ram_budget(total, _read_text(CONTAINER_LIMIT))
+
+
+def metal_budget(total_bytes: int, wired_limit_mb: int) -> int:
+    """Metal's recommended working set, or the limit that the machine's owner has set, less a reserve."""
+    share = METAL_SHARE_SMALL if total_bytes <= SMALL_MAC_BYTES else METAL_SHARE
+    working_set = wired_limit_mb * 2**20 or int(share * total_bytes)
+    return max(working_set - METAL_RESERVE_BYTES, working_set // 2)
+
+
+def ram_budget(total_bytes: int, container_limit: str = "") -> int:
+    """Three quarters of the memory, or of what our container may use of it (a number of bytes, or "max")."""
+    limit = int(container_limit) if container_limit.strip().isdigit() else total_bytes
+    return int(RAM_SHARE * min(total_bytes, limit))
+
+
+def kv_need(facts: ModelFacts) -> int:
+    """Bytes of keys, values and states that a freshly loaded model is expected to fill."""
+    return ADMITTED_TOKENS * facts.kv_bytes_per_token + facts.kv_bytes_per_row
 
 
 def charge(heartbeat: Heartbeat) -> int:
@@ -52,13 +78,24 @@ def charge(heartbeat: Heartbeat) -> int:
     return max(heartbeat.active_bytes + heartbeat.cache_bytes, heartbeat.footprint_bytes)
 
 
-def estimate_need(path: str, weights: str) -> int | None:
-    """Bytes that the model at `path` will hold in the `weights` form; None when nothing is known of it."""
+def base(heartbeat: Heartbeat) -> int:
+    """What of it is neither keys, values nor buffers kept for later: the weights and the process."""
+    return max(0, charge(heartbeat) - heartbeat.kv_bytes - heartbeat.cache_bytes)
+
+
+def estimate_need(path: str, weights: str, draft_path: str = "") -> int | None:
+    """Bytes that the model at `path` will hold in the `weights` form; None when nothing is known of it.
+
+    A smaller model that drafts for it, at `draft_path`, is loaded beside it.
+    """
     folder = local_folder(path)
     if folder is None:
         return None
     config = _read_json(folder / "config.json")
     size = _weights_bytes(folder, config, served_form(weights))
+    drafter = local_folder(draft_path) if draft_path else None
+    if drafter is not None:
+        size += _weights_bytes(drafter, _read_json(drafter / "config.json"), served_form(weights))
     return size + ADMITTED_TOKENS * kv_bytes_per_token(config, served_form(weights)) + PROCESS_BYTES
 
 
@@ -168,6 +205,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _is_installed(distribution: str) -> bool:

@@ -1,72 +1,84 @@
-"""One known model: its wish to be loaded, its worker, and what the supervisor has learned of both."""
+"""One known model: its wish to be loaded, its workers, and what the supervisor has learned of it."""
 
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from common.messages import Heartbeat, ModelEntry, ModelFacts, SetLimits, WorkerEntry
+from common.config import ModelConfig
+from common.messages import ModelEntry, ModelFacts
 from common.states import WorkerState
-from router.supervisor import memory
-from router.supervisor.machine import Machine, has_process, is_leaving, may_start
+from router.supervisor.machine import is_leaving
 from router.supervisor.policy import Candidate, Resident
-from router.supervisor.process import Child
+from router.supervisor.worker import Worker
 
 UNSERVED_GRACE_S = 10.0  # how long a model that was loaded for a request may not be evicted before it has served it
 NEVER, ALWAYS = -math.inf, math.inf
+_BEST_FIRST = (
+    WorkerState.READY,
+    WorkerState.LOADING,
+    WorkerState.STARTING,
+    WorkerState.DRAINING,
+    WorkerState.STOPPING,
+    WorkerState.BACKOFF,
+    WorkerState.FAILED,
+    WorkerState.STOPPED,
+)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Model:
     """A name that can be asked for. Times are the supervisor's monotonic clock."""
 
     name: str
     path: str
-    weights: str
+    settings: ModelConfig
     pinned: bool = False
-    machine: Machine = field(default_factory=Machine)
+    workers: list[Worker] = field(default_factory=list)
+    generations: int = 0  # workers spawned so far
 
     wanted_until: float = NEVER
     asked_at: float = 0.0
     is_awaited: bool = False
-    note: str = ""
-
-    identity: str = ""
-    token: str = ""
-    child: Child | None = None
-    is_connected: bool = False
+    is_removed: bool = False  # not configured any more: to be forgotten when it has no process
 
     need_bytes: int | None = None
-    base_bytes: int = 0  # what it holds without a KV cache
+    measured_bytes: int = 0  # the same, by what a worker of it held when it had just been loaded
     facts: ModelFacts | None = None
-    heartbeat: Heartbeat | None = None
+    finished: int = 0
     last_used: float = 0.0
+    last_used_at: float = 0.0  # the same in seconds since the epoch; 0: never
     failed_with: tuple[object, int] | None = None  # fingerprint of its files, free bytes
-    limits: SetLimits | None = None  # last sent to its worker
     on_gone: list[Callable[[], None]] = field(default_factory=list)  # whom to tell that it has no process any more
+
+    def __post_init__(self) -> None:
+        self.workers = self.workers or [Worker(self)]
+
+    @property
+    def best(self) -> Worker:
+        """The worker that stands for the model."""
+        return min(self.workers, key=lambda worker: _BEST_FIRST.index(worker.state))
 
     @property
     def state(self) -> WorkerState:
-        return self.machine.state
+        return self.best.state
 
     @property
     def has_process(self) -> bool:
-        return has_process(self.machine.state)
+        return any(worker.has_process for worker in self.workers)
 
     @property
     def detail(self) -> str:
-        return self.note or self.machine.detail
+        best = self.best
+        return best.note or best.machine.detail
 
     @property
     def is_busy(self) -> bool:
-        return self.heartbeat is not None and self.heartbeat.running + self.heartbeat.waiting > 0
+        return any(worker.is_busy for worker in self.workers)
 
     def is_wanted(self, now: float) -> bool:
         return now < self.wanted_until
-
-    def wants_start(self, now: float) -> bool:
-        return self.is_wanted(now) and may_start(self.machine, now)
 
     def want(self, now: float, until: float) -> None:
         """Somebody asks for it: from now until `until`, unless it is unloaded before."""
@@ -75,45 +87,54 @@ class Model:
         self.wanted_until = max(self.wanted_until, until)
 
     def charge_bytes(self) -> int:
-        """What it counts in the budget: its need until it is loaded, then what it reports."""
-        if not self.has_process:
-            return 0
-        reported = memory.charge(self.heartbeat) if self.heartbeat else 0
-        if self.state in (WorkerState.STARTING, WorkerState.LOADING) or not reported:
-            return max(reported, self.need_bytes or 0)
-        return reported
+        return sum(worker.charge_bytes() for worker in self.workers)
 
-    def observe(self, heartbeat: Heartbeat, now: float) -> None:
-        """Take in a heartbeat: use, and whether the awaited request has been served."""
-        finished = self.heartbeat.finished if self.heartbeat else 0
-        self.heartbeat = heartbeat
-        if self.is_busy or heartbeat.finished != finished:
-            self.last_used = now
+    def note_use(self, now: float, at: float) -> None:
+        """Take in that a worker has reported: use, and whether the awaited request has been served."""
+        finished = sum(w.heartbeat.finished for w in self.workers if w.heartbeat)
+        if self.is_busy or finished > self.finished:
+            self.last_used, self.last_used_at = now, at
             self.is_awaited = False
+        self.finished = finished
 
-    def candidate(self) -> Candidate:
-        return Candidate(
-            name=self.name,
-            need_bytes=self.need_bytes or 0,
-            asked_at=self.asked_at,
-            is_restart=self.state is WorkerState.BACKOFF,
-        )
+    def resize(self, replicas: int) -> None:
+        """Have at least so many workers; those that are too many are taken away when they have gone."""
+        while len(self.workers) < replicas:
+            self.workers.append(Worker(self))
+
+    def candidates(self, now: float) -> Iterable[Candidate]:
+        """Its workers that want to start. Others than the first do not hold up anybody."""
+        if self.is_removed or not self.is_wanted(now):
+            return
+        has_one = self.has_process
+        for number, worker in enumerate(self.workers[: self.settings.replicas]):
+            if worker.may_start(now):
+                yield Candidate(
+                    name=self.name,
+                    need_bytes=self.need_bytes or 0,
+                    asked_at=self.asked_at,
+                    is_restart=worker.state is WorkerState.BACKOFF and not has_one,
+                    is_extra=has_one,
+                    worker=number,
+                )
+                has_one = True
 
     def resident(self, now: float) -> Resident:
+        states = [worker.state for worker in self.workers if worker.has_process]
         return Resident(
             name=self.name,
             charge_bytes=self.charge_bytes(),
             last_used=self.last_used,
-            is_ready=self.state is WorkerState.READY,
+            is_ready=WorkerState.READY in states,
             is_busy=self.is_busy,
             is_pinned=self.pinned,
             is_awaited=self.is_awaited and now < self.last_used + UNSERVED_GRACE_S,
-            is_leaving=is_leaving(self.state),
+            is_leaving=all(is_leaving(state) for state in states),
         )
 
-    def entry(self) -> ModelEntry:
+    def entry(self, idle_unload_s: float) -> ModelEntry:
         """Its line in the model table."""
-        machine = self.machine
+        machine = self.best.machine
         is_delayed = self.state is WorkerState.BACKOFF and machine.deadline is not None
         return ModelEntry(
             name=self.name,
@@ -121,22 +142,15 @@ class Model:
             state=self.state,
             detail=self.detail,
             pinned=self.pinned,
-            restarts=machine.restarts,
+            restarts=sum(worker.machine.restarts for worker in self.workers),
             retry_after_s=round((machine.deadline or 0.0) - machine.since, 1) if is_delayed else None,
             facts=self.facts,
-            workers=(self._worker_entry(),) if self.has_process else (),
-        )
-
-    def _worker_entry(self) -> WorkerEntry:
-        beat = self.heartbeat
-        return WorkerEntry(
-            identity=self.identity,
-            token=self.token,
-            state=self.state,
-            pid=self.child.pid if self.child else 0,
-            footprint_bytes=memory.charge(beat) if beat else 0,
-            running=beat.running if beat else 0,
-            waiting=beat.waiting if beat else 0,
+            workers=tuple(worker.entry() for worker in self.workers if worker.has_process),
+            preload=self.settings.preload,
+            replicas=self.settings.replicas,
+            need_bytes=self.need_bytes or 0,
+            last_used_at=self.last_used_at,
+            idle_unload_s=idle_unload_s,
         )
 
 

@@ -4,12 +4,12 @@ Up to 85 % of the budget a model is loaded as it is; above it idle models make r
 first; above 95 % nothing is loaded. One eviction serves everybody who waits for its memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SOFT_SHARE = 0.85
 HARD_SHARE = 0.95
-LEAST_KV_BYTES = 256 * 2**20
+LEAST_KV_BYTES = 64 * 2**20
 MOST_CACHE_BYTES = 2 * 2**30
 CACHE_PART = 8  # MLX's buffer cache gets one n-th of a worker's KV share
 GIB = 2**30
@@ -35,12 +35,17 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model that wants to be loaded. Restarts come first, the others in the order of their asking."""
+    """One worker of a model that wants to be loaded.
+
+    Restarts come first, then who is asked for, in that order; those that are not the first of their model come last.
+    """
 
     name: str
     need_bytes: int
     asked_at: float = 0.0
     is_restart: bool = False
+    is_extra: bool = False
+    worker: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,8 @@ Decision = Admit | Evict | Wait | Refuse
 
 
 def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Restarts first, then first come, first served."""
-    return sorted(candidates, key=lambda c: (not c.is_restart, c.asked_at, c.name))
+    """Restarts first, then first come, first served, and what is not urgent at last."""
+    return sorted(candidates, key=lambda c: (not c.is_restart, c.is_extra, c.asked_at, c.name, c.worker))
 
 
 def decide(candidate: Candidate, residents: Sequence[Resident], budget_bytes: int) -> Decision:
@@ -90,7 +95,8 @@ def decide(candidate: Candidate, residents: Sequence[Resident], budget_bytes: in
     for limit in (soft, hard):
         if staying + need <= limit:
             return Admit() if used + need <= limit else Wait(_waits_for_leaving(residents))
-        if victims := choose_victims(residents, staying + need - limit):
+        victims = choose_victims(residents, staying + need - limit)
+        if victims and not candidate.is_extra:
             return Evict(victims)
     return Wait(_waits_for_busy(need, max(0, hard - used), residents))
 
@@ -105,6 +111,30 @@ def choose_victims(residents: Iterable[Resident], excess_bytes: int) -> tuple[st
     if sum(c.charge_bytes for c in chosen) < excess_bytes:
         return ()
     return _without_needless(chosen, excess_bytes)
+
+
+def idle_too_long(residents: Iterable[Resident], patience_s: Mapping[str, float], now: float) -> tuple[str, ...]:
+    """The models that nobody has used for their `patience_s`; 0: for ever."""
+    idle = [r for r in residents if r.may_go and patience_s.get(r.name, 0.0) > 0]
+    return tuple(r.name for r in idle if now >= r.last_used + patience_s[r.name])
+
+
+def overdrawn(residents: Sequence[Resident], budget_bytes: int) -> tuple[str, ...]:
+    """Idle models that have to go because loaded ones have grown beyond the hard limit.
+
+    All of them, if even that is too little. Those that leave already count as gone.
+    """
+    staying = sum(r.charge_bytes for r in residents if not r.is_leaving)
+    excess = staying - int(HARD_SHARE * budget_bytes)
+    if excess <= 0:
+        return ()
+    return choose_victims(residents, excess) or tuple(r.name for r in residents if r.may_go)
+
+
+def longest_idle(residents: Iterable[Resident]) -> tuple[str, ...]:
+    """The least recently used model that may go: under pressure they leave one by one."""
+    idle = sorted((r for r in residents if r.may_go), key=lambda r: (r.last_used, r.name))
+    return tuple(r.name for r in idle[:1])
 
 
 def _without_needless(chosen: Sequence[Resident], excess_bytes: int) -> tuple[str, ...]:

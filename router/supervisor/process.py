@@ -19,7 +19,6 @@ from typing import IO
 
 from common import lifeline, openblas, paths
 
-MAX_LOG_BYTES = 10 * 2**20
 TAIL_BYTES = 16 * 1024
 MAX_DETAIL_CHARS = 500
 TOKEN_VARIABLE = "MLXSPEC_TOKEN"
@@ -75,6 +74,11 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
+    def abort(self) -> None:
+        """Have it write where all its threads stand into its log, and die (SIGABRT)."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)
+
     def kill(self) -> None:
         """End it and whatever it has started, at once (SIGKILL)."""
         if self._process.returncode is None:
@@ -127,11 +131,8 @@ def new_token() -> str:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """Open a log for appending (mode 0600); one that has grown too long becomes `<name>.1` first."""
+    """Open a log for appending (mode 0600), as `rotation.py` needs it."""
     paths.ensure_private_dir(path.parent)
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_name(path.name + ".1"))
     log = path.open("ab")
     os.fchmod(log.fileno(), 0o600)
     return log
@@ -142,7 +143,7 @@ def last_error(path: Path, offset: int = 0) -> str:
     try:
         with path.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
-            log.seek(max(offset, end - TAIL_BYTES))
+            log.seek(max(offset if offset <= end else 0, end - TAIL_BYTES))  # beyond the end: it was cut meanwhile
             lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         return ""

@@ -47,7 +47,7 @@ def test_config_toml_holds_every_default() -> None:
 def test_config_toml_names_every_key() -> None:
     written = tomllib.loads((TOP / "config.toml").read_text())
     expected: dict[str, Any] = msgspec.to_builtins(Config())
-    assert expected.pop("models") == {}
+    assert [expected.pop(name) for name in ("models", "groups", "aliases")] == [{}, {}, {}]
     assert {k: list(v) if isinstance(v, dict) else None for k, v in written.items()} == {
         k: list(v) if isinstance(v, dict) else None for k, v in expected.items()
     }
@@ -55,7 +55,11 @@ def test_config_toml_names_every_key() -> None:
 
 def test_config_toml_shows_every_key_of_a_model() -> None:
     text = (TOP / "config.toml").read_text()
-    example = tomllib.loads(text[text.index("# [models.my-model]") :].replace("# ", "", 1).replace("\n# ", "\n"))
+    example = tomllib.loads(
+        text[text.index("# [models.my-model]") : text.index("\n\n# Several models")]
+        .replace("# ", "", 1)
+        .replace("\n# ", "\n")
+    )
     shown = example["models"]["my-model"]
     assert set(shown) == set(ModelConfig.__struct_fields__)
     assert msgspec.convert(shown, ModelConfig).path == "my-model"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.figures import FIGURES
 from tests.e2e.server import Serve
 
 
@@ -20,3 +21,14 @@ def server(demo_model: Path) -> Iterator[Serve]:
         assert server.end(signal.SIGTERM) == 0, server.output()
     finally:
         server.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The reliability figures that this run has measured."""
+    rows = list(FIGURES.rows())
+    if not rows:
+        return
+    terminalreporter.section("reliability: goal, measured")
+    for name, goal, measured in rows:
+        terminalreporter.write_line(f"{name:<4} {goal}")
+        terminalreporter.write_line(f"     -> {measured}")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,11 +35,13 @@ def wait_until(look: Callable[[], T | None], what: str, timeout_s: float = START
 class Serve:
     """`mlxspec serve` on a free port, in a state folder of its own."""
 
-    def __init__(self, demo_model: Path) -> None:
+    def __init__(self, demo_model: Path, config: str = "", env: Mapping[str, str] | None = None) -> None:
+        self._env = dict(env or {})
         self.home = Path(tempfile.mkdtemp(dir="/tmp"))
         # Step times that an earlier run has measured are good for this one.
         CALIBRATION.mkdir(parents=True, exist_ok=True)
         (self.home / "calibration").symlink_to(CALIBRATION)
+        (self.home / "config.toml").write_text(config)
         self.model_path = demo_model
         self.port = free_port()
         self.process = self.start()
@@ -55,7 +57,7 @@ class Serve:
 
     def start(self) -> "subprocess.Popen[bytes]":
         path = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH", "")]))
-        env = os.environ | {"MLXSPEC_HOME": str(self.home), "PYTHONPATH": path}
+        env = os.environ | {"MLXSPEC_HOME": str(self.home), "PYTHONPATH": path} | self._env
         options = ["--port", str(self.port), "--model-path", str(self.model_path)]
         command = [sys.executable, "-P", "-m", "router.cli", "serve", *options]
         with (self.home / "out.txt").open("ab") as out:

@@ -328,10 +328,10 @@ async def test_request_that_every_worker_hands_back_ends_with_503(cluster: Clust
 async def test_stuck_worker_is_passed_over_and_tried_again_later(
     cluster: Cluster, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = cluster.backend._send
-    monkeypatch.setattr(cluster.backend, "_send", lambda identity, message: False)
+    send = cluster.backend._socket.send
+    monkeypatch.setattr(cluster.backend._socket, "send", lambda identity, message: False)
     answer = start(cluster)
     await wait_until(lambda: cluster.backend._unreachable == {"tiny#1"})
-    monkeypatch.setattr(cluster.backend, "_send", send)
+    monkeypatch.setattr(cluster.backend._socket, "send", send)
     cluster.supervisor.publish()
     assert (await answer)[1]["text"] == whole_text(6)

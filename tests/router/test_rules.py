@@ -28,6 +28,32 @@ def test_least_loaded_worker_is_picked() -> None:
     assert balancer.pick({"b": 1, "a": 1}) == "a"
 
 
+def test_known_beginning_outweighs_as_much_other_work() -> None:
+    assert balancer.pick({"a": 100, "b": 0}, {"a": 128}) == "a"
+    assert balancer.pick({"a": 200, "b": 0}, {"a": 128}) == "b"
+
+
+def test_beginnings_of_prompts_are_remembered_for_their_last_reader() -> None:
+    memory, block = balancer.PrefixMemory(), balancer.BLOCK_CHARS
+    shared = "s" * (2 * block)
+    memory.remember(TextPrompt(text=shared + "a" * block), "w#1")
+    assert memory.known_tokens(TextPrompt(text=shared + "b" * block), ["w#1", "w#2"]) == {"w#1": 256}
+    assert memory.known_tokens(TextPrompt(text=shared + "b" * block), ["w#2"]) == {}
+    assert memory.known_tokens(TextPrompt(text="x" + shared), ["w#1"]) == {}
+    assert memory.known_tokens(TextPrompt(text=shared[: block - 1]), ["w#1"]) == {}
+    memory.remember(TextPrompt(text=shared[:block]), "w#2")
+    assert memory.known_tokens(TextPrompt(text=shared), ["w#1", "w#2"]) == {"w#2": 128, "w#1": 256}
+
+
+def test_memory_of_beginnings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancer, "MAX_REMEMBERED", 3)
+    memory = balancer.PrefixMemory()
+    for letter in "abcd":
+        memory.remember(TextPrompt(text=letter * balancer.BLOCK_CHARS), "w#1")
+    known = [bool(memory.known_tokens(TextPrompt(text=x * balancer.BLOCK_CHARS), ["w#1"])) for x in "abcd"]
+    assert known == [False, True, True, True]
+
+
 def test_outstanding_tokens_shrink_as_tokens_arrive() -> None:
     request = live()
     assert request.outstanding_tokens() == 110  # 40 characters count as 10 tokens

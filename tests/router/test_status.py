@@ -1,7 +1,9 @@
 """Health, statistics, metrics and the index."""
 
+import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from common.messages import DrafterLoad, Load, ModelEntry, ModelTable
@@ -147,9 +149,24 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
         f"mlxspec_prefix_cache_evictions_total{{{model}}} 2.0",
         f"mlxspec_prefix_cache_bytes{{{model}}} 4096.0",
         f"mlxspec_speculation_speedup{{{model}}} 1.25",
+        f"vllm:spec_decode_num_drafts_total{{{model}}} 5.0",
+        f"mlxspec_kv_bytes{{{model}}} 64.0",
         f"mlxspec_memory_budget_bytes {BUDGET_BYTES}.0",
     ):
         assert line in lines
+
+
+async def test_age_of_a_step_grows_only_while_a_busy_worker_stands_still(cluster: Cluster, worker: FakeWorker) -> None:
+    model = cluster.backend.directory.models[0]
+    assert cluster.backend.step_age_s(model, time.monotonic()) is None
+    for steps, running, is_older in [(1, 1, False), (1, 1, True), (2, 1, False), (2, 0, False)]:
+        before = time.monotonic()
+        load = msgspec.structs.replace(LOAD, steps=steps, running=running, kv_bytes=int(before * 1e6))
+        await worker.send(load)
+        await wait_until(lambda load=load: cluster.backend.loads.get("tiny#1") == load)  # type: ignore[misc]
+        age_s = cluster.backend.step_age_s(model, time.monotonic())
+        assert age_s is not None
+        assert (age_s > time.monotonic() - before) is is_older
 
 
 async def test_index_lists_every_route(cluster: Cluster) -> None:

@@ -22,6 +22,7 @@ from common.messages import (
     ModelEntry,
     ModelTable,
     Pin,
+    Reload,
     Reply,
     Status,
     Unload,
@@ -72,16 +73,16 @@ class Server:
         file.with_suffix(".new").write_text(json.dumps(behaviour))
         file.with_suffix(".new").replace(file)
 
-    def configure(self, **values: float) -> None:
-        """Set keys of [supervisor]."""
+    def configure(self, more: str = "", **values: float) -> None:
+        """Set keys of [supervisor]; `more` are other sections."""
         lines = [f"{key} = {value}\n" for key, value in (CONFIG | values).items()]
-        (self.home / "config.toml").write_text("[supervisor]\n" + "".join(lines))
+        (self.home / "config.toml").write_text("[supervisor]\n" + "".join(lines) + more)
 
-    def start(self) -> "Server":
+    def start(self, stdin: int = subprocess.DEVNULL) -> "Server":
         env = os.environ | {"MLXSPEC_HOME": str(self.home), "PYTHONPATH": str(TOP)}
         with (self.home / "out.txt").open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(SERVER)], env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+                [sys.executable, "-P", str(SERVER)], env=env, stdout=out, stderr=out, stdin=stdin
             )
         return self
 
@@ -146,7 +147,9 @@ class Client:
         self.until(lambda table: True, "table")
         return self
 
-    def ask(self, kind: type[EnsureModel] | type[Unload] | type[Pin] | type[Status], **values: Any) -> str:
+    def ask(
+        self, kind: type[EnsureModel] | type[Unload] | type[Pin] | type[Status] | type[Reload], **values: Any
+    ) -> str:
         """Send a call; returns its id."""
         self._calls += 1
         call: FromClientControl = kind(call_id=str(self._calls), **values)

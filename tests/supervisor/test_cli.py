@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common import paths, sockets
-from router import cli
+from router.cli import main as cli
 from router.supervisor import daemon
 
 
@@ -80,3 +80,10 @@ def test_second_server_on_a_run_dir_says_who_has_it(capsys: pytest.CaptureFixtur
     (line,) = capsys.readouterr().err.splitlines()
     assert "belongs to a running server" in line
     assert "MLXSPEC_HOME" in line
+
+
+def test_mistyped_command_gets_the_nearest_one_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["serv"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "mlxspec: there is no command 'serv', did you mean 'serve'?; see mlxspec --help"

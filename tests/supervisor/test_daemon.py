@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -17,37 +17,6 @@ from tests.supervisor.harness import Client, Server, find, wait_until
 S = WorkerState
 QUARTER_GIB = 2**28  # what the supervisor charges for a process without weights
 BUDGET_FOR_TWO_GB = 0.7
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    server.add_model("a")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def connect(server: Server) -> Iterator[Callable[..., Client]]:
-    clients: list[Client] = []
-
-    def connect(identity: str = "test") -> Client:
-        wait_until((server.home / "run" / sockets.CONTROL_SOCKET).exists, "control socket")
-        clients.append(Client(server.home, identity))
-        return clients[-1].watch()
-
-    yield connect
-    for client in clients:
-        client.close()
-
-
-@pytest.fixture
-def client(server: Server, connect: Callable[..., Client]) -> Client:
-    """A client of the started server with model a ready."""
-    server.start()
-    client = connect()
-    client.model("a", S.READY)
-    return client
 
 
 def test_default_model_is_loaded_and_announced(server: Server, client: Client) -> None:

@@ -205,6 +205,18 @@ def test_illegal_edge_is_our_bug() -> None:
         play(m.Start())
 
 
+def test_hung_worker_is_told_to_say_where_it_stands_then_killed_and_counts_as_crashed() -> None:
+    machine, actions = play(m.Hung("hung: in a step"), machine=in_state(S.READY))
+    assert (machine.state, actions, machine.deadline) == (S.READY, [Action.ABORT], m.ABORT_GRACE_S)
+    assert play(m.Hung("again"), machine=machine) == (machine, [])
+    machine, actions = play(m.Elapsed(), machine=machine, now=m.ABORT_GRACE_S)
+    assert actions == [Action.KILL]
+    machine, _ = play(m.Exited(-9, "was killed by SIGKILL"), machine=machine)
+    assert (machine.state, machine.detail, machine.crashes) == (S.BACKOFF, "hung: in a step", 1)
+    machine, _ = play(m.Start(), m.Hello(), m.Ready(), machine=machine)
+    assert not machine.is_hung
+
+
 class RandomLife(RuleBasedStateMachine):
     """Any events in any order: only legal edges (asserted by `step`), and the promises below."""
 
@@ -234,6 +246,7 @@ class RandomLife(RuleBasedStateMachine):
                 m.Hello(),
                 m.Mismatch("x"),
                 m.Ready(),
+                m.Hung("x"),
                 m.DrainSeen(),
                 m.DrainAsked(),
                 m.ExitAsked(),

@@ -121,18 +121,6 @@ def test_exit_code_in_words(code: int, text: str) -> None:
     assert process.exit_text(code) == text
 
 
-def test_long_log_is_rotated_when_it_is_opened(tmp_path: Path) -> None:
-    path = tmp_path / "w.log"
-    for _ in range(2):
-        path.write_bytes(b"x" * (process.MAX_LOG_BYTES + 1))
-        with process.open_log(path) as log:
-            log.write(b"fresh")
-        assert path.read_bytes() == b"fresh"
-        assert (tmp_path / "w.log.1").stat().st_size == process.MAX_LOG_BYTES + 1
-    with process.open_log(path) as log:
-        assert log.tell() == len(b"fresh")
-
-
 @pytest.mark.parametrize("name", ["smollm2-135m", "llama-3.2", "a"])
 def test_plain_name_is_its_own_slug(name: str) -> None:
     assert slug(name) == name

@@ -1,17 +1,23 @@
 """What the I/O thread makes of a step's gains: deltas whose tokens, text and log-probabilities belong together."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq.asyncio
 
+from common import sockets, wire
 from common.config import Config
+from common.messages import WorkerHello
+from tests.fakes import short_run_dir
 from worker.detokenize import Detokenizer, TextStream
 from worker.engine import Gain
 from worker.io_thread import IoThread, Name, Served
 from worker.logprobs import Logprob
 from worker.loop import CancelRequest, Pulse
+from worker.report import StepReport
 from worker.token_text import TokenTexts
 
 END = 0
@@ -78,3 +84,48 @@ def test_nobody_who_does_not_ask_is_told(thread: IoThread) -> None:
     delta = thread._advance(stream(), Gain("r", tuple(b"ab")))
     assert delta is not None
     assert (delta.text, delta.logprobs) == ("ab", ())
+
+
+def report(text: str, finish: str | None = None) -> StepReport:
+    return StepReport(step=1, gains=(Gain("r", tuple(text.encode()), finish=finish),))
+
+
+async def test_router_that_does_not_read_loses_whole_requests_not_frames(
+    thread: IoThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent has no gap, no end without its tokens, and a hello after it: the router does the request over."""
+    monkeypatch.setattr(sockets, "SEND_QUEUE_MESSAGES", 10)
+    with short_run_dir() as run_dir, zmq.asyncio.Context() as context:
+        router = sockets.bind_router(context, run_dir / sockets.DATA_SOCKET)
+        thread._data = sockets.connect_dealer(context, run_dir / sockets.DATA_SOCKET, "m#1")
+        await thread._data.send(wire.encode(thread._hello()))
+        thread._streams["r"] = stream()
+        sent = 0
+        while "r" in thread._streams:
+            thread._on_report(report(f"{sent:06};"))
+            sent += 1
+            assert sent < 100_000
+        assert thread.orders.get_nowait() == CancelRequest("r")
+        thread._on_report(report("lost", finish="length"))
+        messages: list[Any] = []
+        while not messages or len(messages) == 1 or not isinstance(messages[-1], WorkerHello):
+            async with asyncio.timeout(5):
+                messages.append(wire.decode_from_worker((await router.recv_multipart())[1]))
+        texts = [message.items[0].text for message in messages[1:-1]]
+        assert 10 < len(texts) < sent
+        assert texts == [f"{number:06};" for number in range(len(texts))]
+        router.close(linger=0)
+        thread._data.close(linger=0)
+
+
+async def test_end_that_finds_no_router_is_dropped_with_its_request(thread: IoThread) -> None:
+    with short_run_dir() as run_dir, zmq.asyncio.Context() as context:
+        thread._data = sockets.connect_dealer(context, run_dir / sockets.DATA_SOCKET, "m#1")
+        thread._streams |= {"r": stream(), "other": stream()}
+        thread._on_report(report("x", finish="length"))
+        assert thread._streams == {}
+        router = sockets.bind_router(context, run_dir / sockets.DATA_SOCKET)
+        async with asyncio.timeout(5):
+            assert isinstance(wire.decode_from_worker((await router.recv_multipart())[1]), WorkerHello)
+        router.close(linger=0)
+        thread._data.close(linger=0)

@@ -82,8 +82,8 @@ class HeadDrafter(ChainDrafter):
         form = (config.kv_heads, config.head_dim, dtype)
         self.caches = [RaggedKVCache(target.state, forms=(form, form)) for _ in head.layers]
         self._readings: dict[int, Reading] = {}  # by slot
-        self._feed = CompiledStep(self._feed_body, self.caches, target.state)
-        self._step = CompiledStep(self._step_body, self.caches, target.state)
+        self._feed = CompiledStep(self._feed_body, self.caches, target.state, lambda: target.on_compile())
+        self._step = CompiledStep(self._step_body, self.caches, target.state, lambda: target.on_compile())
         self._slots: list[int] = []  # of the chain in the making …
         self._hidden = mx.zeros((0, 1, config.hidden_size), dtype)  # … and the head's latest output for each
         install(head)

@@ -16,7 +16,8 @@ commands = Commands(
 parser = argparse.ArgumentParser()
 options.add_serve_options(parser)
 try:
-    code = daemon.run(options.read_config(parser.parse_args()), commands)
+    arguments = parser.parse_args()
+    code = daemon.run(options.read_config(arguments), commands, read_again=lambda: options.read_config(arguments))
 except ConfigError as error:
     print(f"mlxspec: {error}", file=sys.stderr)
     code = daemon.EXIT_CONFIG

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -55,8 +56,9 @@ def note(what: str) -> None:
 def heartbeat(seq: int) -> Heartbeat:
     current = json.loads((Path(options.model) / "behaviour.json").read_text())
     return Heartbeat(
-        loop_seq=seq,
-        phase="idle",
+        loop_seq=current.get("stuck_at", seq),
+        phase=current.get("phase", "idle"),
+        slowest_step_s=current.get("slowest_step_s", 0.0),
         running=current.get("running", 0),
         waiting=0,
         finished=current.get("finished", 0),
@@ -110,10 +112,11 @@ async def main() -> int:
                 beating.cancel()
                 return 0
             case SetLimits():
-                note(f"kv_bytes={order.kv_bytes}")
+                note(f"kv_bytes={order.kv_bytes} cache_bytes={order.cache_bytes} shrink={order.shrink}")
 
 
 lifeline.watch()
+faulthandler.enable()
 logs.setup(f"worker {options.name}")
 if behaviour.get("ignores_exit"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

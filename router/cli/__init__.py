@@ -1,0 +1,1 @@
+"""The command line `mlxspec`: one file for each group of verbs."""

@@ -1,0 +1,73 @@
+"""The entry of `mlxspec`: finds the verb, runs it, and turns errors into one line and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from common.errors import MlxspecError
+from router.cli import doctor, running, serve, service, top
+from router.cli.output import ExitStatus, Output, status_of
+from router.cli.verbs import Parser, Verbs
+from router.version import VERSION
+
+DESCRIPTION = "An LLM server for Apple silicon: speculative decoding for every request, when it pays."
+EPILOG = """\
+examples:
+  mlxspec serve                                    serve the models in ~/.mlxspec/models on 127.0.0.1:8000
+  mlxspec serve --model-path ./my-model --port 8123
+  mlxspec serve --config config.toml
+
+environment:
+  MLXSPEC_HOME       where models, logs and sockets live (default: ~/.mlxspec)
+  MLXSPEC_URL        the server that verbs talk to (default: the one running on MLXSPEC_HOME)
+  MLXSPEC_API_KEY    the key that they send, if the server wants one
+  MODEL_PATH         a model folder, a Hugging Face id, or a folder of model folders
+  MEMORY_LIMIT_GB    memory for all models together
+
+exit codes:
+  0 done   1 failed   2 wrong usage   3 wrong configuration   4 no server answers   5 not found   130 interrupted
+
+`mlxspec COMMAND --help` says more about a command.
+"""
+GROUPS = (serve, service, top, running, doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console script `mlxspec`; returns the exit code (`ExitStatus`)."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return ExitStatus.USAGE
+    output = Output(is_json=getattr(options, "json", False))
+    try:
+        return int(options.run(options, output))
+    except MlxspecError as error:
+        output.error(error)
+        return status_of(error)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all its verbs."""
+    parser = Parser(
+        prog="mlxspec",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mlxspec {VERSION}")
+    verbs = Verbs(parser)
+    for group in GROUPS:
+        group.add_verbs(verbs)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""What MLX says of this machine, as the doctor reads it."""
+
+from router.doctor import MachineFacts, ask_worker
+
+
+def test_doctor_understands_the_workers_facts() -> None:
+    facts = ask_worker()
+    assert isinstance(facts, MachineFacts), facts
+    assert facts.computes
+    assert facts.backend in ("cpu", "metal", "cuda")
+    assert facts.backend in facts.description
