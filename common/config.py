@@ -159,8 +159,13 @@ def load_effective(path: Path) -> Config:
 
 
 def discover_models(config: Config) -> dict[str, ModelConfig]:
-    """Configured models plus every model folder below MLXSPEC_HOME/models, by name."""
-    found = {folder.name: ModelConfig(path=str(folder)) for folder in _model_folders(paths.models_dir())}
+    """Configured models plus every model folder below MLXSPEC_HOME/models, as NAME or OWNER/NAME."""
+    root = paths.models_dir()
+    folders = _model_folders(root)
+    if root.is_dir():  # downloaded ones lie in a folder for their owner
+        owners = [f for f in root.iterdir() if f.is_dir() and not f.is_symlink() and not f.name.startswith(".")]
+        folders += [model for owner in owners if owner not in folders for model in _model_folders(owner)]
+    found = {f.relative_to(root).as_posix(): ModelConfig(path=str(f)) for f in sorted(folders)}
     return found | config.models
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 from common import config as configuration
 from common import paths
 from common.config import Config
+from common.footprint import ADMITTED_TOKENS, PROCESS_BYTES
 from common.logs import fields
 from common.messages import (
     PROTOCOL_VERSION,
@@ -303,8 +304,8 @@ class Fleet:
         model.last_used = self.clock()
         model.note = ""
         if facts := model.facts:
-            model.base_bytes = facts.weights_bytes + memory.PROCESS_BYTES
-            by_length = memory.ADMITTED_TOKENS * facts.kv_bytes_per_token
+            model.base_bytes = facts.weights_bytes + PROCESS_BYTES
+            by_length = ADMITTED_TOKENS * facts.kv_bytes_per_token
             model.need_bytes = model.base_bytes + by_length + facts.kv_bytes_per_row
 
     def _share_memory(self) -> None:
