@@ -28,6 +28,7 @@ class StepTimes:
 
     seconds: list[float | None] = field(default_factory=lambda: [None] * len(GRID))
     scale: float = 1.0  # what all sizes take now, over what the table says
+    _curve: tuple[list[int], list[float]] | None = None  # `_known`, until `seconds` changes
 
     @property
     def is_measured(self) -> bool:
@@ -61,7 +62,7 @@ class StepTimes:
         tells what drafts cost, and must not make plain steps look dearer: it moves its larger neighbour only.
         """
         if not self.is_measured:
-            self.seconds[min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens))] = seconds
+            self._set(min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens)), seconds)
             return
         ratio = min(max(seconds / self.predict(tokens), 1 / _TRUST), _TRUST)
         if not has_drafts:
@@ -70,7 +71,7 @@ class StepTimes:
         for i, share in [(_neighbours(tokens)[-1][0], 1.0)] if has_drafts else _neighbours(tokens):
             known = self.seconds[i]
             base = known if known is not None else self.predict(GRID[i]) / self.scale
-            self.seconds[i] = base * (1 + rate * share * (ratio - 1))
+            self._set(i, base * (1 + rate * share * (ratio - 1)))
 
     def calibrate(self, run: Callable[[int], float], largest: int, budget_s: float, repeats: int = 3) -> bool:
         """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up.
@@ -87,11 +88,20 @@ class StepTimes:
             spent_s += run(size)
             taken = sorted(run(size) for _ in range(repeats if spent_s < budget_s else 1))
             spent_s += sum(taken)
-            self.seconds[i] = taken[0]
+            self._set(i, taken[0])
             is_steady = is_steady and taken[len(taken) // 2] < _STEADY * taken[0]
         return is_steady
 
+    def _set(self, i: int, seconds: float) -> None:
+        self.seconds[i] = seconds
+        self._curve = None
+
     def _known(self) -> tuple[list[int], list[float]]:
+        if self._curve is None:
+            self._curve = self._measured_curve()
+        return self._curve
+
+    def _measured_curve(self) -> tuple[list[int], list[float]]:
         known = [(size, s) for size, s in zip(GRID, self.seconds, strict=True) if s is not None]
         if not known:
             raise LookupError("no step has been measured yet")

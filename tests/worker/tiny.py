@@ -43,13 +43,18 @@ def _scale(name: str, array: mx.array) -> float:
 
 
 def _llama() -> Any:
+    return llama_model()
+
+
+def llama_model(hidden_size: int = 48, heads: int = 6) -> Any:
+    """A llama of three layers whose weights are still to be set."""
     return llama.Model(
         llama.ModelArgs(
             model_type="llama",
-            hidden_size=48,
+            hidden_size=hidden_size,
             num_hidden_layers=3,
             intermediate_size=64,
-            num_attention_heads=6,
+            num_attention_heads=heads,
             num_key_value_heads=2,
             head_dim=8,
             rms_norm_eps=1e-5,

@@ -10,13 +10,14 @@ from worker import calibration, loader, self_test
 from worker.cache.ragged import UnsupportedCache
 from worker.drafters import trial
 from worker.drafters.drafter import Drafter
-from worker.drafters.layers import LayersDrafter, NoLayers
+from worker.drafters.layers import LayersDrafter
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
 from worker.drafters.suffix import SuffixDrafter
 from worker.drafters.trial import Trial
 from worker.loader import BadModel, Loaded
 from worker.step_times import StepTimes
+from worker.taps import NoLayers
 from worker.target import Target
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from worker.cache.layout import Segment
 from worker.drafters.chain import ChainDrafter
 from worker.request import Row
 from worker.step_times import StepTimes
+from worker.taps import replaced
 from worker.target import Target
 
 
@@ -37,10 +38,6 @@ class LayersDrafter(ChainDrafter):
     def _end(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.target.state.commit(row.slot, row.cached)
-
-
-class NoLayers(ValueError):
-    """The model's layers cannot be reached, or there are too few to leave some out."""
 
 
 class _Skipped:
@@ -75,14 +72,14 @@ class _Watched(_Skipped):
 def only_layers(model: nn.Module, kept: Sequence[int]) -> Iterator[None]:
     """Within it the model runs with these of its layers alone."""
     chosen = set(kept)
-    with _replaced(model, lambda i, layer: layer if i in chosen else _Skipped(layer)):
+    with replaced(model, lambda i, layer: layer if i in chosen else _Skipped(layer)):
         yield
 
 
 def block_influence(target: Target, tokens: Sequence[int]) -> list[float]:
     """For each layer 1 − mean cosine of its input and output over a text: what it changes (arXiv 2403.03853)."""
     told: dict[int, mx.array] = {}
-    with _replaced(target.model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))):
+    with replaced(target.model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))):
         logits = target.forward([Segment(0, 0, len(tokens))], list(tokens), [0])
     mx.eval(logits, list(told.values()))
     target.clear()
@@ -93,22 +90,3 @@ def most_influential(influence: Sequence[float], ratio: float) -> list[int]:
     """Indexes of the `ratio` of all layers that change most, in their order; one at least, and never all."""
     count = min(max(round(ratio * len(influence)), 1), len(influence) - 1)
     return sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:count])
-
-
-@contextmanager
-def _replaced(model: nn.Module, make: Callable[[int, nn.Module], Any]) -> Iterator[None]:
-    owner = _owner_of_layers(model)
-    layers = owner["layers"]
-    owner["layers"] = [make(i, layer) for i, layer in enumerate(layers)]
-    try:
-        yield
-    finally:
-        owner["layers"] = layers
-
-
-def _owner_of_layers(model: nn.Module) -> nn.Module:
-    """The module whose list `layers` the model runs through. Raises `NoLayers`."""
-    for module in model.modules():
-        if isinstance(module.get("layers"), list) and len(module["layers"]) > 1:
-            return module
-    raise NoLayers("this model's layers are not in a list of their own: it cannot draft with some of them")

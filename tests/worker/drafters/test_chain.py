@@ -9,10 +9,11 @@ from common.sampling import Sampling, Speculation
 from tests.worker import tiny
 from worker.cache.layout import Segment
 from worker.drafters import trial
-from worker.drafters.layers import LayersDrafter, NoLayers, block_influence, most_influential, only_layers
+from worker.drafters.layers import LayersDrafter, block_influence, most_influential, only_layers
 from worker.drafters.model import CATCH_UP_TOKENS, ModelDrafter
 from worker.request import Request
 from worker.step_times import StepTimes
+from worker.taps import NoLayers
 from worker.target import Target
 
 TEXT = tuple(range(40))

@@ -1,0 +1,132 @@
+"""Where heads are kept: a folder each with `config.json`, `weights.safetensors` and the report of its making."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+from mlx.utils import tree_flatten
+
+from common import paths
+from common.errors import ConfigError
+from worker.heads.head import Head, HeadConfig
+
+CONFIG, WEIGHTS, REPORT = "config.json", "weights.safetensors", "report.json"
+SHIPPED = Path(__file__).parent / "shipped"
+_VOCABULARY = "vocabulary"
+
+
+class BadHead(ConfigError):
+    """A head's folder cannot be used, now or on a second try."""
+
+
+class WrongTarget(BadHead):
+    """The head was made for another model."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The part of a report that says whether the head is to be used."""
+
+    is_used: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A head that is there. `is_used`: what its report says, or True where it has none."""
+
+    name: str
+    folder: Path
+    config: HeadConfig
+    is_used: bool
+
+
+def heads_dir() -> Path:
+    """Heads made on this machine."""
+    return paths.home() / "drafts"
+
+
+def entries() -> list[Entry]:
+    """All heads, those made here before those shipped; folders that cannot be read are left out."""
+    found = []
+    for base in (heads_dir(), SHIPPED):
+        for folder in sorted(base.glob("*/")) if base.is_dir() else []:
+            try:
+                found.append(Entry(folder.name, folder, read_config(folder), _is_used(folder)))
+            except BadHead:
+                continue
+    return found
+
+
+def find(target: str) -> Entry | None:
+    """The head to use for the target of this identity: the first one whose report does not advise against it."""
+    return next((entry for entry in entries() if entry.config.target == target and entry.is_used), None)
+
+
+def read_config(folder: Path) -> HeadConfig:
+    """Raises `BadHead`."""
+    try:
+        return msgspec.json.decode((folder / CONFIG).read_bytes(), type=HeadConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadHead(f"{folder} is not a head's folder: {error}") from error
+
+
+def load(folder: Path, target: str, model: nn.Module | None = None, dtype: mx.Dtype | None = None) -> Head:
+    """The head for the target of this identity, bound to `model`, its floats as `dtype`.
+
+    Raises `BadHead`, and `WrongTarget` where it was made for another one.
+    """
+    config = read_config(folder)
+    if config.target != target:
+        raise WrongTarget(
+            f"the head in {folder} was made for another model (identity {config.target[:12]}, this model's is "
+            f"{target[:12]}): make one for this model with mlxspec draft build"
+        )
+    try:
+        weights = mx.load(str(folder / WEIGHTS))
+        assert isinstance(weights, dict)
+        head = Head(config, weights.pop(_VOCABULARY))
+        if config.bits:
+            nn.quantize(head, config.group_size, config.bits)
+        if dtype is not None:
+            weights = {n: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in weights.items()}
+        head.load_weights(list(weights.items()))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise BadHead(f"the head in {folder} cannot be read: {error}") from error
+    head.freeze()
+    return head if model is None else head.bind(model)
+
+
+def save(head: Head, folder: Path) -> None:
+    """Write the head; a reader sees the one before or this one, whole. Other files in the folder stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = dict(tree_flatten(head.parameters())) | {_VOCABULARY: head.vocabulary}
+    partial = folder / f"partial-{WEIGHTS}"  # MLX adds the suffix itself where it is missing
+    mx.save_safetensors(str(partial), weights)
+    os.replace(partial, folder / WEIGHTS)
+    write(folder / CONFIG, msgspec.json.format(msgspec.json.encode(head.config), indent=2))
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file at once or not at all."""
+    partial = file.with_name(f"partial-{file.name}")
+    partial.write_bytes(content)
+    os.replace(partial, file)
+
+
+def remove(entry: Entry) -> None:
+    """Delete a head made here. Raises `BadHead` for a shipped one."""
+    if entry.folder.parent == SHIPPED:
+        raise BadHead(f"{entry.name} is shipped with mlxspec; to go without it, set the drafter to one of the others")
+    shutil.rmtree(entry.folder)
+
+
+def _is_used(folder: Path) -> bool:
+    try:
+        return msgspec.json.decode((folder / REPORT).read_bytes(), type=Verdict).is_used
+    except FileNotFoundError:
+        return True
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadHead(f"{folder / REPORT} cannot be read: {error}") from error
