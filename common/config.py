@@ -96,6 +96,12 @@ class SupervisorConfig(Section, frozen=True, kw_only=True):
     stable_after_s: float = 60.0
 
 
+class HubConfig(Section, frozen=True, kw_only=True):
+    """[hub]: models over HTTP."""
+
+    model_roots: list[str] = []
+
+
 class LogConfig(Section, frozen=True, kw_only=True):
     """[log]."""
 
@@ -125,6 +131,7 @@ class Config(Section, frozen=True, kw_only=True):
     speculation: SpeculationConfig = SpeculationConfig()
     engine: EngineConfig = EngineConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
+    hub: HubConfig = HubConfig()
     log: LogConfig = LogConfig()
     models: dict[str, ModelConfig] = {}
 

@@ -322,7 +322,7 @@ class Pin(Message, frozen=True, kw_only=True):
 
 
 class Status(Message, frozen=True, kw_only=True):
-    """Answer with `Reply`, whose `detail` says that the supervisor is alive."""
+    """Look for models anew; answer with `Reply`, whose `message` tells of them all."""
 
     call_id: str
 

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from router import health, metrics, models, native, openai_chat, openai_completions, stats
+from router import health, hub_api, metrics, models, native, openai_chat, openai_completions, stats
 from router.answers import Answer, json_response
 from router.version import VERSION
 
@@ -29,6 +29,18 @@ ROUTES = [
     web.post("/models/load", models.load),
     web.get("/models/{name:.+}", models.show),
     web.delete("/models/{name:.+}", models.unload),
+    web.post("/hf/models/search", hub_api.search),
+    web.post("/hf/models/download", hub_api.download),
+    web.get("/hf/models/local", hub_api.list_local),
+    web.get("/hf/models/popular", hub_api.popular),
+    web.get("/hf/models/{id:.+}/info", hub_api.info),
+    web.get("/hf/models/{id:.+}/verify", hub_api.verify),
+    web.delete("/hf/models/{id:.+}", hub_api.delete),
+    web.get("/hf/jobs", hub_api.list_jobs),
+    web.get("/hf/jobs/{job}", hub_api.show_job),
+    web.get("/hf/jobs/{job}/events", hub_api.job_events),
+    web.delete("/hf/jobs/{job}", hub_api.cancel_job),
+    web.get("/hf/cache/stats", hub_api.stats),
     web.get("/health", health.show),
     web.get("/livez", health.live),
     web.get("/readyz", health.show),

@@ -12,7 +12,7 @@ from common.config import Config
 from common.logs import fields
 from router import backend as data_plane
 from router import control_client, middleware
-from router.app_keys import BACKEND, CONFIG, LEDGER, METERS, STATE, ServerState
+from router.app_keys import BACKEND, CONFIG, HUB, LEDGER, METERS, STATE, Hub, ServerState
 from router.backend import Backend
 from router.ledger import Ledger
 from router.meters import Meters
@@ -34,6 +34,8 @@ def init_app(config: Config, backend: Backend) -> web.Application:
     app[CONFIG] = config
     app[BACKEND] = backend
     app[STATE] = ServerState()
+    app[HUB] = Hub()
+    app.on_cleanup.append(_end_downloads)
     app[LEDGER] = Ledger()
     app[METERS] = Meters()
     app[METERS].registry.register(LiveCollector(backend))
@@ -89,6 +91,10 @@ async def _serve_http(config: Config, backend: Backend) -> int:
     return EXIT_OK
 
 
+async def _end_downloads(app: web.Application) -> None:
+    await app[HUB].jobs.close()
+
+
 async def _until_drained(app: web.Application, timeout_s: float) -> None:
     """Wait for the first signal, then for the live requests, a second signal or the time limit."""
     first, second = _signals()
@@ -96,6 +102,7 @@ async def _until_drained(app: web.Application, timeout_s: float) -> None:
     state = app[STATE]
     state.is_draining = True
     app[BACKEND].stop_waiting()
+    await _end_downloads(app)  # they go on where they stopped when they are asked for again
     log.info("router drains %s", fields(live_requests=state.in_flight, timeout_s=timeout_s))
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):

@@ -31,6 +31,7 @@ from common.messages import (
     ModelEntry,
     ModelTable,
     Reply,
+    Status,
     Timings,
     TokenLogprob,
     Unload,
@@ -119,6 +120,8 @@ class FakeSupervisor:
                 case EnsureModel() as call:
                     self.ensured.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_ensure(call), message="told so"))
+                case Status() as call:
+                    self._send(client, Reply(call_id=call.call_id))
                 case Unload() as call:
                     self.unloaded.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_unload(call), message="told so"))

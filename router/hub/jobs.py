@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,6 +127,7 @@ class JobDesk:
         self.jobs: dict[str, Job] = {}
         self._command = command
         self._numbers = itertools.count(1)
+        self._later: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(AT_ONCE)
 
     def start(self, wish: Wish) -> Job:
@@ -157,8 +158,23 @@ class JobDesk:
             job.task.cancel()
             await asyncio.wait([job.task], timeout=2 * STOP_S)
 
+    def afterwards(self, job: Job, work: Coroutine[None, None, None]) -> None:
+        """Do something in the background that waits for the job itself; its errors go to the log."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except MlxspecError as error:
+                log.warning("nothing follows a download %s", fields(job=job.id, model=job.wish.name, error=error))
+
+        task = asyncio.get_running_loop().create_task(guarded(), name=f"after download {job.wish.name}")
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
     async def close(self) -> None:
-        """End all of them."""
+        """End all of them, and what was to follow them."""
+        for task in self._later:
+            task.cancel()
         await asyncio.gather(*(self.cancel(job) for job in self.jobs.values()))
 
     async def wait(self, job: Job) -> Path:
@@ -169,14 +185,18 @@ class JobDesk:
             return Path(job.path)
         raise job.error or HubError(f"the download of {job.wish.name} was cancelled")
 
-    async def watch(self, job: Job) -> AsyncIterator[JobState]:
-        """Its state, now and at each change, until it is over."""
+    async def watch(self, job: Job, pause_s: float | None = None) -> AsyncIterator[JobState | None]:
+        """Its state, now and at each change, until it is over; None when nothing has changed for `pause_s`."""
         while True:
             changed = job.changed
             yield job.state()
             if job.is_over:
                 return
-            await changed.wait()
+            while not changed.is_set():
+                try:
+                    await asyncio.wait_for(changed.wait(), pause_s)
+                except TimeoutError:
+                    yield None
 
     async def _run(self, job: Job) -> None:
         try:

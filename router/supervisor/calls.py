@@ -43,6 +43,7 @@ class CallDesk:
             case Pin():
                 self._pin(call)
             case Status():
+                self._fleet.discover()
                 return Reply(call_id=call.call_id, message=self._describe())
         return Reply(call_id=call.call_id)
 

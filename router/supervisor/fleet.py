@@ -89,10 +89,16 @@ class Fleet:
     # --- the registry --------------------------------------------------------------------------------
 
     def discover(self) -> None:
-        """Register configured models and model folders that are not known yet."""
-        for name, found in configuration.discover_models(self.config).items():
+        """Register configured models and model folders that are not known yet; forget those whose folder is gone."""
+        known = configuration.discover_models(self.config)
+        for name, found in known.items():
             if name not in self.models:
                 self.register(name, found.path, weights=found.weights, pinned=found.pin)
+        gone = [m for m in self.models.values() if m.name not in known and not m.has_process]
+        for model in gone:
+            if Path(model.path).is_absolute() and not Path(model.path).is_dir():
+                del self.models[model.name]
+                self.nudge()
 
     def register(self, name: str, path: str, *, weights: str | None = None, pinned: bool = False) -> Model:
         """Make `name` known. Nothing is loaded yet."""

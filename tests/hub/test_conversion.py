@@ -69,7 +69,7 @@ def test_child_tells_why_it_cannot(checkpoints: Path, tmp_path: Path) -> None:
         converter.convert(checkpoints / "llama", out, "q4")
     with pytest.raises(ConfigError, match=r"cannot read .*config.json"):
         convert(tmp_path / "nowhere", tmp_path / "other", "q4")
-    with pytest.raises(InvalidValue, match="multiple of 128"):
+    with pytest.raises(InvalidValue, match="groups of 128 divide"):
         converter.convert(checkpoints / "llama", tmp_path / "other", "q4", 128)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
