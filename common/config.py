@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from common import paths
+from common import paths, seed_config
 from common.errors import ConfigError, InvalidValue
 from common.sampling import Sampling, Speculation, check_sampling, check_speculation
 
@@ -148,7 +148,7 @@ def load(
 
     `overrides` has dotted keys (`server.port`). Raises `ConfigError` naming the file and the key at fault.
     """
-    raw: dict[str, Any] = _read_toml(path)
+    raw: dict[str, Any] = _read_file(path)
     for key, value in (_from_environment(env) | dict(overrides or {})).items():
         _put(raw, key.split("."), value)
     return _checked(_convert(raw, str(path or "configuration")))
@@ -191,17 +191,28 @@ def default_model(config: Config, models: Mapping[str, ModelConfig]) -> str | No
     return next(iter(config.models), None) or next(iter(sorted(models)), None)
 
 
-def _read_toml(path: Path | None) -> dict[str, Any]:
+def _read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         path = paths.home() / "config.toml"
         if not path.is_file():
             return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return _from_json(text, path) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _from_json(text: str, path: Path) -> dict[str, Any]:
+    try:
+        raw = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return seed_config.in_our_shape(raw, str(path))
 
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:

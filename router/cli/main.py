@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import MlxspecError
-from router.cli import serve
+from router.cli import completion, groups, hub, run, serve, settings, store
 from router.cli.output import ExitStatus, Output, status_of
 from router.cli.verbs import Parser, Verbs
 from router.version import VERSION
@@ -16,12 +16,14 @@ EPILOG = """\
 examples:
   mlxspec serve                                    serve the models in ~/.mlxspec/models on 127.0.0.1:8000
   mlxspec serve --model-path ./my-model --port 8123
-  mlxspec serve --config config.toml
+  mlxspec download mlx-community/Qwen3-0.6B-4bit
+  mlxspec run smollm2-135m "What is the capital of France?"
 
 environment:
   MLXSPEC_HOME       where models, logs and sockets live (default: ~/.mlxspec)
   MLXSPEC_URL        the server that verbs talk to (default: the one running on MLXSPEC_HOME)
   MLXSPEC_API_KEY    the key that they send, if the server wants one
+  HF_TOKEN           for gated and private models; HF_ENDPOINT and HF_HUB_OFFLINE=1 count too
   MODEL_PATH         a model folder, a Hugging Face id, or a folder of model folders
   MEMORY_LIMIT_GB    memory for all models together
 
@@ -30,7 +32,7 @@ exit codes:
 
 `mlxspec COMMAND --help` says more about a command.
 """
-GROUPS = (serve,)
+GROUPS = (serve, run, hub, store, groups, settings, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -141,12 +141,13 @@ def drafters_of(name: str, config: Mapping[str, Any], drafts: Path | None = None
 
 
 def trained_heads(name: str, drafts: Path) -> list[str]:
-    """Draft heads in `drafts` whose config.json has `name` as its `target`, by id or by the folder's name."""
-    return sorted(path.parent.name for path in drafts.glob("*/config.json") if _is_for(name, _target(path)))
+    """Draft heads in `drafts` that were made for `name`: their config.json says so, or they have its name."""
+    return sorted(path.parent.name for path in drafts.glob("*/config.json") if _is_for(name, path))
 
 
-def _is_for(name: str, target: str) -> bool:
-    return bool(target) and (target == name or target.rstrip("/").endswith(f"/{name}"))
+def _is_for(name: str, path: Path) -> bool:
+    target, head = _target(path), path.parent.name
+    return target == name or target.rstrip("/").endswith(f"/{name}") or head in (name, name.rpartition("/")[2])
 
 
 def _target(path: Path) -> str:

@@ -180,7 +180,9 @@ class Store:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Conflict(f"{name} is being downloaded or converted already; see `mlxspec jobs`") from None
+                raise Conflict(
+                    f"{name} is being downloaded or converted by another process; wait for its end"
+                ) from None
             yield folder
 
     def publish(self, made: Path, name: str, origin: Origin | None) -> Path:
