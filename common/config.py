@@ -165,6 +165,19 @@ def load_effective(path: Path) -> Config:
     return msgspec.json.decode(path.read_bytes(), type=Config)
 
 
+def default_file() -> Path:
+    """The file that is read when none is named; it need not exist."""
+    return paths.home() / "config.toml"
+
+
+def check_default_model(config: Config) -> None:
+    """Raise `ConfigError` when the default model is none of the known ones."""
+    known = discover_models(config)
+    if config.default_model and config.default_model not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise ConfigError(f"default_model is {config.default_model!r}; known models: {names}")
+
+
 def discover_models(config: Config) -> dict[str, ModelConfig]:
     """Configured models plus every model folder below MLXSPEC_HOME/models, as NAME or OWNER/NAME."""
     root = paths.models_dir()
@@ -208,7 +221,7 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 def _from_json(text: str, path: Path) -> dict[str, Any]:
     try:
         raw = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} is not a JSON object")

@@ -193,7 +193,7 @@ class HubOffline(HubError):
     """HF_HUB_OFFLINE forbids to ask."""
 
     code = "hub_offline"
-    http_status = 503
+    http_status = 409
 
 
 class NoSpace(MlxspecError):

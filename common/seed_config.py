@@ -20,7 +20,10 @@ _NEEDLESS = (("server", "batch_timeout"),)  # rows join a running batch at any s
 
 
 def in_our_shape(raw: dict[str, Any], source: str) -> dict[str, Any]:
-    """The same configuration by our names. Raises `ConfigError` for what we refuse to do."""
+    """The same configuration by our names.
+
+    Raises `ConfigError` for what we refuse to do, and for a setting that is given in both its places.
+    """
     sections = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     _refuse_remote_code(sections, source)
     for section, key in _NEEDLESS:
@@ -28,7 +31,7 @@ def in_our_shape(raw: dict[str, Any], source: str) -> dict[str, Any]:
     for (section, key), (new_section, new_key) in _MOVED.items():
         found = _take(sections, section, key)
         if found is not None:
-            sections.setdefault(new_section, {}).setdefault(new_key, found)
+            _put(sections, new_section, new_key, found, f"{source}: {section}.{key}")
     models = sections.get("models")
     if isinstance(models, dict):
         sections["models"] = {name: {"path": m} if isinstance(m, str) else m for name, m in models.items()}
@@ -43,3 +46,12 @@ def _refuse_remote_code(sections: dict[str, Any], source: str) -> None:
 def _take(sections: dict[str, Any], section: str, key: str) -> Any:
     values = sections.get(section)
     return values.pop(key, None) if isinstance(values, dict) else None
+
+
+def _put(sections: dict[str, Any], section: str, key: str, value: Any, old: str) -> None:
+    values = sections.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section} must be a section, not a value")
+    if key in values:
+        raise ConfigError(f"{old} and {section}.{key} are the same setting; give one of them")
+    values[key] = value

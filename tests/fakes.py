@@ -168,6 +168,7 @@ class FakeWorker:
         self.asked_hellos = 0
         self.hold_at: int | None = None  # tokens of a request after which it goes silent
         self.is_silent = False  # not even Accepted
+        self.drafted_chars = 0  # of each token's text
         self.answer: Callable[[Generate], FromWorkerData | None] = lambda generate: None
         self._steps = 0
         self._socket = sockets.connect_dealer(context, run_dir / sockets.DATA_SOCKET, identity)
@@ -208,6 +209,7 @@ class FakeWorker:
             request_id=generate.request_id,
             token_ids=(FIRST_TOKEN_ID + position,),
             text=piece(position),
+            drafted_chars=self.drafted_chars,
             logprobs=() if asked is None else (logprob(position, asked),),
         )
         await self.send(Deltas(step=self._steps, items=(delta,)))

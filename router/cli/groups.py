@@ -1,9 +1,10 @@
-"""Verbs for groups of models, which the running server keeps."""
+"""`mlxspec groups`: several models under one name, of which a policy picks one for each request."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from router.cli.client import connect, quoted
+from router.cli.client import Client, connect, quoted
 from router.cli.output import ExitStatus, Output
 from router.cli.verbs import MODELS, Verbs, add_server
 
@@ -11,79 +12,111 @@ POLICIES = ("default", "prefer_loaded", "least_loaded")
 
 
 def add_verbs(verbs: Verbs) -> None:
-    groups = verbs.add(
+    parser = verbs.add(
         "groups",
         topic=MODELS,
-        help="name several models as one",
-        description="Groups of models: a request that names a group goes to one of its models.",
-        examples="mlxspec groups create llama llama-8b llama-1b --default llama-8b\nmlxspec groups list",
+        help="give several models one name",
+        description="Groups of models. A group's name may stand wherever a model's may; its policy picks the member.",
+        examples="mlxspec groups list\n"
+        "mlxspec groups create chat small large --policy prefer_loaded\n"
+        "mlxspec groups rm chat",
     )
-    inner = Verbs(groups, dest="action", is_required=True)
-    add_server(inner.add("list", help="list all groups", run=run_list))
-    show = inner.add("show", help="show one group", run=run_show)
-    show.add_argument("name", metavar="NAME")
-    add_server(show)
-    create = inner.add("create", help="make a group", run=run_create)
-    set_verb = inner.add("set", help="make a group, or make it anew", run=run_set)
-    for parser in (create, set_verb):
-        parser.add_argument("name", metavar="NAME")
-        parser.add_argument("models", metavar="MODEL", nargs="+")
-        parser.add_argument("--default", metavar="MODEL", help="the one that answers by default (default: the first)")
-        parser.add_argument("--policy", choices=POLICIES, help="who answers (default: default)")
-        parser.add_argument("--description", metavar="TEXT")
-        add_server(parser)
-    remove = inner.add("rm", help="take a group away; its models stay", run=run_rm)
-    remove.add_argument("name", metavar="NAME")
-    add_server(remove)
+    inner = Verbs(parser, dest="groups_command", is_required=True)
+    add_server(inner.add("list", help="list the groups", examples="mlxspec groups list", run=run_list))
+    show = inner.add("show", help="show one group", examples="mlxspec groups show chat", run=run_show)
+    create = inner.add(
+        "create",
+        help="make a group",
+        examples='mlxspec groups create chat small large --default large --description "for talking"',
+        run=run_create,
+    )
+    change = inner.add(
+        "set",
+        help="change a group",
+        description="Change a group; what is not given stays as it is.",
+        examples="mlxspec groups set chat small large larger\nmlxspec groups set chat --policy least_loaded",
+        run=run_set,
+    )
+    remove = inner.add("rm", help="remove a group, not its models", examples="mlxspec groups rm chat", run=run_rm)
+    for verb in (show, create, change, remove):
+        verb.add_argument("name", metavar="NAME", help="name of the group")
+    create.add_argument("models", metavar="MODEL", nargs="+", help="its models")
+    change.add_argument("models", metavar="MODEL", nargs="*", help="all its models, if they change")
+    for verb in (create, change):
+        verb.add_argument("--default", metavar="MODEL", dest="default_model", help="the member to prefer")
+        verb.add_argument("--description", metavar="TEXT", help="what the group is for")
+        verb.add_argument(
+            "--policy", choices=POLICIES, help="who answers: the default member, a loaded one, the idlest"
+        )
+    for verb in (show, create, change, remove):
+        add_server(verb)
 
 
 def run_list(options: argparse.Namespace, output: Output) -> int:
-    answer = connect(options).get("/groups")
+    groups = connect(options).get("/groups")["groups"]
     if output.is_json:
-        output.json(answer)
-        return ExitStatus.OK
-    columns = ("group", "models", "default", "policy", "description")
-    output.table(columns, [_row(group) for group in answer["groups"]])
-    if output.is_terminal and not answer["groups"]:
-        output.note("no groups; mlxspec groups create NAME MODEL ... makes one")
+        output.json(groups)
+    elif groups:
+        rows = [(g["name"], ", ".join(g["models"]), g["default_model"] or "", g["policy"]) for g in groups]
+        output.table(("name", "models", "default", "policy"), rows)
+    else:
+        output.note("there are no groups; make one with: mlxspec groups create NAME MODEL …")
     return ExitStatus.OK
 
 
 def run_show(options: argparse.Namespace, output: Output) -> int:
-    return _show(connect(options).get(f"/groups/{quoted(options.name)}"), output)
+    return _tell(connect(options).get(_path(options)), output)
 
 
 def run_create(options: argparse.Namespace, output: Output) -> int:
-    return _show(connect(options).call("POST", "/groups", {"name": options.name, **_body(options)}), output)
+    body = {"name": options.name, "models": options.models} | _given(options)
+    return _tell(connect(options).call("POST", "/groups", body), output)
 
 
 def run_set(options: argparse.Namespace, output: Output) -> int:
-    return _show(connect(options).call("PUT", f"/groups/{quoted(options.name)}", _body(options)), output)
+    client = connect(options)
+    changes = ({"models": options.models} if options.models else {}) | _given(options)
+    settings = _settings(client, options) | changes
+    if "default_model" not in changes and settings["default_model"] not in settings["models"]:
+        del settings["default_model"]  # it has left the group
+    return _tell(client.call("PUT", _path(options), settings), output)
 
 
 def run_rm(options: argparse.Namespace, output: Output) -> int:
-    answer = connect(options).call("DELETE", f"/groups/{quoted(options.name)}")
+    answer = connect(options).call("DELETE", _path(options))
     if output.is_json:
         output.json(answer)
     else:
-        output.line(f"group {options.name} is gone")
+        output.line(f"group {options.name} is removed; its models stay")
     return ExitStatus.OK
 
 
-def _body(options: argparse.Namespace) -> dict[str, Any]:
-    given = {"default_model": options.default, "policy": options.policy, "description": options.description}
-    return {"models": options.models} | {key: value for key, value in given.items() if value is not None}
+def _path(options: argparse.Namespace) -> str:
+    return f"/groups/{quoted(options.name)}"
 
 
-def _show(group: dict[str, Any], output: Output) -> int:
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("default_model", "description", "policy")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _settings(client: Client, options: argparse.Namespace) -> dict[str, Any]:
+    """What can be set of the group, as it is: a PUT replaces all of it."""
+    group = client.get(_path(options))
+    return {name: group[name] for name in ("models", "default_model", "description", "policy")}
+
+
+def _tell(group: Mapping[str, Any], output: Output) -> int:
     if output.is_json:
         output.json(group)
     else:
-        names = ("group", "models", "default", "policy", "description")
-        output.facts(list(zip(names, _row(group), strict=True)))
+        output.facts(
+            [
+                ("name", group["name"]),
+                ("models", ", ".join(group["models"])),
+                ("default", group["default_model"] or "–"),
+                ("policy", group["policy"]),
+                ("description", group["description"] or "–"),
+            ]
+        )
     return ExitStatus.OK
-
-
-def _row(group: dict[str, Any]) -> tuple[str, ...]:
-    models = ", ".join(group.get("models") or ())
-    return (group["name"], models, *(str(group.get(key) or "") for key in ("default_model", "policy", "description")))

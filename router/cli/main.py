@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import MlxspecError
-from router.cli import completion, groups, hub, run, serve, settings, store
+from router.cli import completion, configuration, groups, hub, run, serve, store
 from router.cli.output import ExitStatus, Output, status_of
 from router.cli.verbs import Parser, Verbs
 from router.version import VERSION
@@ -32,7 +32,7 @@ exit codes:
 
 `mlxspec COMMAND --help` says more about a command.
 """
-GROUPS = (serve, run, hub, store, groups, settings, completion)
+GROUPS = (serve, run, hub, store, groups, configuration, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitStatus.USAGE
     output = Output(is_json=getattr(options, "json", False))
     try:
-        return int(options.run(options, output))
-    except MlxspecError as error:
-        output.error(error)
-        return status_of(error)
+        return _run(options, output)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.OK
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    try:
+        return int(options.run(options, output))
+    except MlxspecError as error:
+        output.error(error)
+        return status_of(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,13 +4,15 @@ import argparse
 import sys
 from typing import Any
 
-from common.errors import InvalidRequest
+from common.errors import InvalidRequest, MlxspecError
 from router.cli.client import Client, connect
-from router.cli.output import ExitStatus, Output
+from router.cli.output import ExitStatus, NoServer, Output
 from router.cli.verbs import MODELS, Verbs, add_server
 
 ANSWER_TIMEOUT_S = 600.0  # between two tokens, or until the model is loaded
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+# A model's text must not steer the terminal.
+CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends it, Ctrl-C ends an answer"
 
 
@@ -71,6 +73,10 @@ def converse(talk: "Talk", output: Output) -> int:
                 talk.turn(line)
             except KeyboardInterrupt:
                 output.note("\n(ended)")
+            except NoServer:
+                raise
+            except MlxspecError as error:
+                output.error(error)
 
 
 def _prepare(client: Client, model: str, output: Output) -> None:
@@ -124,8 +130,9 @@ class Talk:
     def _show(self, text: str, drafted: int) -> None:
         if self._output.is_json:
             return
-        if drafted and self._output.is_terminal:
-            text = f"{DIM}{text[:drafted]}{PLAIN}{text[drafted:]}"
+        if self._output.is_terminal:
+            before, after = text[:drafted].translate(CONTROLS), text[drafted:].translate(CONTROLS)
+            text = f"{DIM}{before}{PLAIN}{after}" if before else after
         self._output.write(text)
 
     def _body(self) -> dict[str, Any]:

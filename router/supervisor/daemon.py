@@ -67,7 +67,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def run(config: Config, commands: process.Commands | None = None, console: Console | None = None) -> int:
     """Run the server until a signal ends it. Raises `ConfigError` before anything was started."""
-    check_default_model(config)
+    configuration.check_default_model(config)
     run_dir = sockets.prepare_run_dir(paths.run_dir())
     with contextlib.closing(sockets.lock_run_dir(run_dir)):
         try:
@@ -77,14 +77,6 @@ def run(config: Config, commands: process.Commands | None = None, console: Conso
                 return asyncio.run(supervisor.run())
         finally:
             _tidy(run_dir)
-
-
-def check_default_model(config: Config) -> None:
-    """Raise `ConfigError` when the default model is none of the known ones."""
-    known = configuration.discover_models(config)
-    if config.default_model and config.default_model not in known:
-        names = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"default_model is {config.default_model!r}; known models: {names}")
 
 
 def _log_to(file: IO[bytes], level: str) -> None:
