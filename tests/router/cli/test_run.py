@@ -8,7 +8,7 @@ import pytest
 
 from common.messages import ChatPrompt
 from router.cli.output import ExitStatus
-from tests.cli.conftest import Cli
+from tests.router.cli.conftest import Cli
 from tests.fakes import Cluster, failed, whole_text
 
 

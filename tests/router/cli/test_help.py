@@ -10,7 +10,7 @@ import pytest
 
 from router.cli import main as cli
 
-TOP = Path(__file__).parents[2]
+TOP = Path(__file__).parents[3]
 WIDTH = 120
 DOCUMENTS = ("README.md", "config.toml", "docs/architecture.md")
 PARSER = cli.build_parser()
