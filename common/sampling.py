@@ -20,6 +20,7 @@ DRAFTERS = (
     "ngram",
     "model",
     "layers",
+    "head",
     "none",
 )  # `auto` and `combo` choose among a model's own
 

@@ -47,6 +47,16 @@ class Drafting:
         self.controller.observe(row.id, draft.drafter, draft.match, draft.length, accepted)
         self.drafters[draft.drafter].settle(row, draft.length, accepted)
 
+    def keep_up(self, row: Row) -> None:
+        """The target has gone on in this row."""
+        for drafter in self.drafters.values():
+            drafter.keep_up(row)
+
+    def catch_up(self, row: Row) -> None:
+        """What is in the row's slot will be copied now."""
+        for drafter in self.drafters.values():
+            drafter.catch_up(row)
+
     def rearrange(self, kept: Sequence[int]) -> None:
         """The row of slot `kept[i]` has slot i from now on; there are no others."""
         for drafter in self.drafters.values():

@@ -151,7 +151,7 @@ class Engine:
 
     def _preempt(self, row: Row, now_s: float) -> None:
         """Take a row's slot; it waits in its old place in the queue, and goes on as if it had never stopped."""
-        self.prefixes.keep(self.target, row)
+        self._keep(row)
         self.prefixes.settle()
         self._release(row, is_finished=False)
         row.lose_slot(now_s)
@@ -167,12 +167,18 @@ class Engine:
             if row.ahead is not None and not any(row.ahead is other for other in reading):
                 self._look_ahead(row)  # that one is done, or gone
             elif row.ahead is not None and row.ahead.cached >= row.ahead_tokens:
-                self.prefixes.keep(self.target, row.ahead, row.ahead_tokens)
+                self._keep(row.ahead, row.ahead_tokens)
                 row.ahead = None
             self.prefixes.recall(self.target, row)
             missing = row.ahead_tokens - row.cached
             row.is_held = row.ahead is not None and missing >= scheduler.WORTH_WAITING_TOKENS
         self.prefixes.settle()
+
+    def _keep(self, row: Row, tokens: int | None = None) -> None:
+        """Let the prefix cache know what a row has in its slot."""
+        if self.prefixes.budget_bytes:
+            self.drafting.catch_up(row)
+            self.prefixes.keep(self.target, row, tokens)
 
     def _look_ahead(self, row: Row) -> None:
         earlier = [other for other in self.rows if (other.admitted_s, other.slot) < (row.admitted_s, row.slot)]
@@ -214,6 +220,7 @@ class Engine:
         if not verified.own:
             row.cached += feed.width
             self.target.state.commit(row.slot, row.cached)
+            self.drafting.keep_up(row)
             return None
         if -1 in verified.own:
             return self._fail(row)
@@ -224,8 +231,9 @@ class Engine:
         row.cached = len(row.tokens) + verdict.accepted  # the pending token and the draft tokens that stood
         row.tokens += verdict.tokens
         self.target.state.commit(row.slot, row.cached)
+        self.drafting.keep_up(row)
         if is_first:
-            self.prefixes.keep(self.target, row)
+            self._keep(row)
         self._count(row, feed.draft, verdict.accepted, len(verdict.tokens))
         logprobs = tuple(one for one in verified.logprobs[: len(verdict.tokens)] if one is not None)
         gain = Gain(row.id, verdict.tokens, feed.draft.length, verdict.accepted, feed.draft.drafter, logprobs=logprobs)
@@ -240,7 +248,7 @@ class Engine:
     # --- ends ---------------------------------------------------------------------------------------------
 
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
-        self.prefixes.keep(self.target, row)
+        self._keep(row)
         self._release(row, is_finished=reason != "cancelled")
         self.totals.finished += 1
         return replace(gain, finish=reason, usage=usage_of(row), timings=self._timings(row))

@@ -4,9 +4,10 @@ Works with mlx-lm's model classes as they are. Two seams are used: the attention
 (see `cache/attention.py`), and the inner model's output, of which only the chosen tokens go on to the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,9 +18,10 @@ from worker.cache.attention import attention_style, install
 from worker.cache.families import LayerCache, ragged_caches
 from worker.cache.layout import Segment, padded_tokens
 from worker.cache.quantized import QuantizedRaggedKVCache, quantized
-from worker.cache.ragged import RaggedKVCache, RaggedState
+from worker.cache.ragged import RaggedKVCache, RaggedState, Step
 from worker.cache.spans import KVSpan
 from worker.compiled import CompiledStep
+from worker.taps import Taps, inner_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,16 @@ class KVSize:
 
     per_token: int
     per_row: int
+
+
+class Follower(Protocol):
+    """Someone who goes by what the target's layers put out, with caches that live in the target's slots."""
+
+    def saw(self, segments: Sequence[Segment], outputs: Sequence[mx.array]) -> None:
+        """A step of these segments was built; `outputs` of the tapped layers, [tokens, 1, hidden] each."""
+
+    def cleared(self) -> None:
+        """All rows are gone."""
 
 
 class Target:
@@ -43,9 +55,14 @@ class Target:
         self.caches = ragged_caches(model, self.state)
         if kv_bits:
             self.caches = list(quantized(self.caches, kv_bits))
+        self.caches_beside: list[RaggedKVCache] = []  # of the follower
         install(model)
         cpu_ops.install(model)
         self._head = _HeadInput.of(model)
+        self._follower: Follower | None = None
+        self._taps: Taps | None = None
+        self._is_partial = False  # see `partial`
+        self._tapped: list[mx.array] = []  # what the tapped layers put out in the latest step
         self._compiled = CompiledStep(self._run, self._kv_layers, self.state)
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
@@ -59,30 +76,58 @@ class Target:
         packed = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens), dtype=mx.int32)
         if not step.is_by_token:
             wanted = None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32)
-            return self._run(packed, wanted)[0]
+            return self._followed(step, self._run(packed, wanted))
         last = [step.tokens - 1]
         places = [*chosen, *last * (padded_tokens(len(chosen)) - len(chosen))]
         if step.padding:
             packed = packed[mx.array([*range(step.tokens), *last * step.padding], dtype=mx.int32)]
-        return self._compiled(packed, mx.array(places, dtype=mx.int32))[0][: len(chosen)]
+        run = self._run if self._is_partial else self._compiled
+        return self._followed(step, run(packed, mx.array(places, dtype=mx.int32)))[: len(chosen)]
+
+    @contextmanager
+    def partial(self) -> Iterator[None]:
+        """Within it the model is not the whole one: nobody follows it, and nothing is compiled."""
+        self._is_partial = True
+        try:
+            yield
+        finally:
+            self._is_partial = False
+
+    def follow(self, follower: Follower, layers: Sequence[int], caches: Sequence[RaggedKVCache]) -> None:
+        """Tell `follower` from now on what these layers put out; its caches are more layers of the slots.
+
+        Raises `NoLayers`.
+        """
+        assert self._follower is None and not self.state.slots
+        self._taps = Taps(self.model, layers)
+        self._follower = follower
+        self.caches_beside = list(caches)
+        self._compiled = CompiledStep(self._run, [c for c in self._kv_layers if c not in caches], self.state)
+
+    def _followed(self, step: Step, outputs: list[mx.array]) -> mx.array:
+        logits, *self._tapped = outputs
+        if self._follower is not None and not self._is_partial:
+            self._follower.saw(step.segments, self._tapped)
+        return logits
 
     def _run(self, packed: mx.array, chosen: mx.array | None) -> list[mx.array]:
-        """The logits [chosen, vocabulary] of packed tokens; None chooses all."""
+        """The logits [chosen, vocabulary] of packed tokens (None chooses all), and what tapped layers put out."""
         self._head.select(chosen)
         logits: mx.array = self.model(packed[:, None], cache=self.caches)
         self._head.select(None)  # whoever else calls the model wants all of its tokens
         if chosen is not None and not self._head.is_reached:
             logits = logits[chosen]
-        return [logits[:, -1]]
+        return [logits[:, -1], *(self._taps.take() if self._taps and not self._is_partial else [])]
 
     def cached_arrays(self) -> list[mx.array]:
-        """Keys, values and recurrent states of all layers, to be evaluated with the step."""
-        return [array for cache in self.layers for array in cache.arrays()]
+        """Keys, values and recurrent states of all layers, to be evaluated with the step, and what is tapped of it."""
+        return [*self._tapped, *(array for cache in self.layers for array in cache.arrays())]
 
     @property
     def layers(self) -> list[LayerCache]:
-        """The caches of all layers, one after the other."""
-        return [c for cache in self.caches for c in (cache if isinstance(cache, tuple) else (cache,))]
+        """The caches of all layers, one after the other, and those of the follower."""
+        own = [c for cache in self.caches for c in (cache if isinstance(cache, tuple) else (cache,))]
+        return [*own, *self.caches_beside]
 
     @property
     def has_prefixes(self) -> bool:
@@ -96,6 +141,8 @@ class Target:
 
     def extract(self, slot: int, start: int, end: int) -> KVSpan:
         """Copy positions [start, end) of a slot, not evaluated; it must be before the next step."""
+        for cache in self.caches_beside:
+            cache.make_room()
         return spans.extract(self._kv_layers, slot, start, end)
 
     def insert(self, slot: int, span: KVSpan) -> None:
@@ -128,8 +175,11 @@ class Target:
         self.state.lengths = []
         self.state.capacity_tokens = 0
         self.state.step = None
+        self._tapped = []
         for cache in self.layers:
             cache.clear()
+        if self._follower is not None:
+            self._follower.cleared()
 
     @property
     def kv_bytes(self) -> int:
@@ -139,6 +189,8 @@ class Target:
         """Measured from a one-token step when the cache is empty."""
         assert self.state.slots == 0
         mx.eval(self.forward([Segment(0, 0, 1)], [0], [0]), self.cached_arrays())
+        for cache in self.caches_beside:
+            cache.make_room()
         by_token = sum(cache.nbytes for cache in self.layers if isinstance(cache, RaggedKVCache))
         size = KVSize(
             per_token=by_token // (self.state.slots * self.state.capacity_tokens),
@@ -164,7 +216,7 @@ class _HeadInput:
     @classmethod
     def of(cls, model: nn.Module) -> "_HeadInput":
         head = cls()
-        inner = _layers_of(model)
+        inner = inner_model(model)
         if inner is None:
             return head
         head.is_reached = True
@@ -181,10 +233,3 @@ class _HeadInput:
             kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "head_input": head}
         )
         return head
-
-
-def _layers_of(model: nn.Module) -> nn.Module | None:
-    """The part of a model between its input and its vocabulary projection, None if it cannot be told."""
-    text = getattr(model, "language_model", model)
-    parts = [getattr(text, name, None) for name in ("model", "backbone", "transformer")]
-    return next((part for part in parts if isinstance(part, nn.Module)), None)

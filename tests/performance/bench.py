@@ -62,13 +62,16 @@ def main() -> int:
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server is stopped then, too
     try:
-        bodies = [chat(prompt, options.max_tokens) for prompt in texts.spread(choose(options), options.n)]
+        prompts = choose(options)
+        chosen = texts.spread(prompts, options.n)
+        others = texts.spread([prompt for prompt in prompts if prompt not in chosen], options.warm_up)
+        bodies, warm_up = ([chat(prompt, options.max_tokens) for prompt in part] for part in (chosen, others))
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     try:
         facts = our_facts(options.model)
-        pair = both(options, facts["weights_dtype"])
+        pair = both(options, facts["weights_dtype"], warm_up)
         print(f"{cores()} cores; {facts['backend']}; {facts['weights_dtype']} weights; model {options.model.name}")
         print(f"{len(bodies)} prompts, at most {options.max_tokens} tokens each, greedy", flush=True)
         rounds = [
@@ -95,6 +98,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--categories", type=names, default=[], metavar="NAME,...", help="only these questions of FILE")
     parser.add_argument("--max-chars", type=int, default=900, metavar="N", help="longest prompt of FILE (default 900)")
     parser.add_argument("--n", type=int, default=16, metavar="N", help="how many prompts, evenly spread (default 16)")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=0,
+        metavar="N",
+        help="other prompts that are asked first and not measured: a GPU makes its kernels when they are first used",
+    )
     parser.add_argument("--model", type=Path, default=paths.models_dir() / DEMO_MODEL, metavar="DIR")
     parser.add_argument("--drafter", metavar="NAME", help="the one that mlxspec is to use (default: its own choice)")
     parser.add_argument(
@@ -229,21 +239,23 @@ class Pair:
 Load = Callable[[Sequence[dict[str, Any]], int], tuple[Measured, float, dict[str, Any]]]
 
 
-def both(options: argparse.Namespace, weights: str) -> Pair:
+def both(options: argparse.Namespace, weights: str, warm_up: Sequence[dict[str, Any]]) -> Pair:
     """Our server as asked for, and mlx_lm.server or ours without speculation."""
     model: Path = options.model
     speculative: Any = {"drafter": options.drafter} if options.drafter else True
 
     def ours(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
-        return measure_ours(OURS, model, [{**body, "speculative": speculative} for body in bodies], clients)
+        loads = [[{**body, "speculative": speculative} for body in part] for part in (bodies, warm_up)]
+        return measure_ours(OURS, model, *loads, clients)
 
     def plain(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
-        return measure_ours(PLAIN, model, [{**body, "speculative": False} for body in bodies], clients)
+        loads = [[{**body, "speculative": False} for body in part] for part in (bodies, warm_up)]
+        return measure_ours(PLAIN, model, *loads, clients)
 
     if options.no_speculation:
         return Pair(PLAIN, ours, plain)
     folder = their_folder(model, weights)
-    return Pair(THEIRS, ours, lambda bodies, clients: measure_theirs(folder, bodies, clients))
+    return Pair(THEIRS, ours, lambda bodies, clients: measure_theirs(folder, bodies, warm_up, clients))
 
 
 def measure_both(pair: Pair, bodies: Sequence[dict[str, Any]], clients: int, *, ours_first: bool) -> Round:
@@ -258,26 +270,28 @@ def measure_both(pair: Pair, bodies: Sequence[dict[str, Any]], clients: int, *, 
 
 
 def measure_ours(
-    name: str, model: Path, bodies: Sequence[dict[str, Any]], clients: int
+    name: str, model: Path, bodies: Sequence[dict[str, Any]], warm_up: Sequence[dict[str, Any]], clients: int
 ) -> tuple[Measured, float, dict[str, Any]]:
     with our_server(model) as serve:
         server = Server(name, serve.url, serve.model)
-        measured, others = asyncio.run(warm_measure(server, serve.process.pid, bodies, clients))
+        measured, others = asyncio.run(warm_measure(server, serve.process.pid, bodies, warm_up, clients))
         return measured, others, serve.request("GET", "/stats")[1]["models"][serve.model]
 
 
 def measure_theirs(
-    folder: Path, bodies: Sequence[dict[str, Any]], clients: int
+    folder: Path, bodies: Sequence[dict[str, Any]], warm_up: Sequence[dict[str, Any]], clients: int
 ) -> tuple[Measured, float, dict[str, Any]]:
     with their_server(folder, clients) as (server, pid):
-        return *asyncio.run(warm_measure(server, pid, bodies, clients)), {}
+        return *asyncio.run(warm_measure(server, pid, bodies, warm_up, clients)), {}
 
 
 async def warm_measure(
-    server: Server, pid: int, bodies: Sequence[dict[str, Any]], clients: int
+    server: Server, pid: int, bodies: Sequence[dict[str, Any]], warm_up: Sequence[dict[str, Any]], clients: int
 ) -> tuple[Measured, float]:
     """The load, and how many cores other processes kept busy during it."""
     await measure(server, [chat("Say hi.", 8)], 1)
+    if warm_up:
+        await measure(server, warm_up, clients)
     before_s = others_s(pid)
     measured = await measure(server, bodies, clients)
     others = max(others_s(pid) - before_s, 0.0) / measured.wall_s

@@ -10,15 +10,19 @@ from mlx_lm.models import gemma3_text, llama, qwen3
 
 from common.sampling import Sampling, Speculation
 from worker.drafters.drafter import CopyingDrafter, Drafter, Offer
+from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import LayersDrafter
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
 from worker.drafting import Drafting
 from worker.engine import Engine, Pace
+from worker.heads.head import Head, HeadConfig
+from worker.heads.vocabulary import embedding
 from worker.prefix_cache import PrefixCache
 from worker.request import Request, Row
 from worker.scheduler import Limits
 from worker.step_times import GRID, StepTimes
+from worker.taps import owner_of_layers
 from worker.target import Target
 
 VOCABULARY = 96
@@ -177,6 +181,25 @@ def model_drafter(draft_model: Any) -> Callable[[Target], Drafter]:
 def layers_drafter(kept: Sequence[int]) -> Callable[[Target], Drafter]:
     """Makes a `layers` drafter of these layers."""
     return lambda target: LayersDrafter(target, cheap_times(), kept)
+
+
+def head_drafter(model: Any, seed: int = 3) -> Callable[[Target], Drafter]:
+    """Makes a `head` drafter of a random head for this model, which predicts two thirds of its vocabulary."""
+    return lambda target: HeadDrafter(target, make_head(model, seed), cheap_times(), VOCABULARY)
+
+
+def make_head(model: Any, seed: int = 3) -> Head:
+    """A random head bound to the model, which taps its first and last layer."""
+    config = HeadConfig(
+        target="",
+        taps=(0, len(owner_of_layers(model)["layers"]) - 1),
+        hidden_size=embedding(model).weight.shape[1],
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        mlp_size=40,
+    )
+    return randomized(Head(config, mx.arange(0, VOCABULARY * 2 // 3)), seed).bind(model)
 
 
 def cheap_times() -> StepTimes:

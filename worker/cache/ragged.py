@@ -117,6 +117,17 @@ class RaggedState:
         self.step = Step(segments, self.style, self.slots, by_token=self.is_by_token)
         return self.step
 
+    @contextmanager
+    def aside(self, segments: Sequence[Segment]) -> Iterator[Step]:
+        """Within it the caches are at a step that leaves all lengths alone; afterwards at the one before again."""
+        self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
+        own = self.step
+        self.step = Step(segments, self.style, self.slots, by_token=self.is_by_token)
+        try:
+            yield self.step
+        finally:
+            self.step = own
+
     def commit(self, slot: int, length: int) -> None:
         """Keep the first `length` tokens of a slot: less than what was written rolls the rest back."""
         assert 0 <= length <= self.capacity_tokens, (slot, length)
@@ -161,12 +172,14 @@ class RaggedKVCache:
 
     POOLS = 2  # arrays that it keeps
 
-    def __init__(self, state: RaggedState, window: int | None = None) -> None:
+    def __init__(
+        self, state: RaggedState, window: int | None = None, forms: Sequence[tuple[int, int, mx.Dtype]] = ()
+    ) -> None:
         self.state = state
         self.window = window
         self.is_plain = True  # only plain attention looks at it
         self.pools: list[mx.array] = []  # keys and values [slots, kv_heads, capacity, head_dim], once there are some
-        self._forms: list[tuple[int, int, mx.Dtype]] = []  # (kv_heads, dim, dtype) of each pool, once written to
+        self._forms = list(forms)  # (kv_heads, dim, dtype) of each pool; known at the latest once written to
 
     @property
     def step(self) -> Step:

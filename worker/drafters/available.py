@@ -4,17 +4,23 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import mlx.core as mx
+
 from common.config import Config, ModelConfig, resolve_model_path
 from common.logs import fields
 from worker import calibration, loader, self_test
 from worker.cache.ragged import UnsupportedCache
 from worker.drafters import trial
 from worker.drafters.drafter import Drafter
+from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import LayersDrafter
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
 from worker.drafters.suffix import SuffixDrafter
 from worker.drafters.trial import Trial
+from worker.heads import folder
+from worker.heads.identity import identity
+from worker.heads.vocabulary import NoVocabulary, embedding
 from worker.loader import BadModel, Loaded
 from worker.step_times import StepTimes
 from worker.taps import NoLayers
@@ -43,8 +49,30 @@ class Available:
             self.in_auto.append(drafter.name)
 
 
-def find(path: str, loaded: Loaded, target: Target, times: StepTimes, config: Config, model: ModelConfig) -> Available:
-    """Make the model's drafters; those that compute are tried, once on each device.
+def load_head(loaded: Loaded, target: Target) -> HeadDrafter | None:
+    """The trained head that was made for this model, if there is one; it follows the target from now on."""
+    try:
+        entry = folder.find(identity(loaded.model, loaded.config))
+        if entry is None:
+            return None
+        dtype = embedding(loaded.model)(mx.zeros(1, mx.int32)).dtype
+        head = folder.load(entry.folder, entry.config.target, loaded.model, dtype)
+        return HeadDrafter(target, head, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
+    except (folder.BadHead, NoLayers, NoVocabulary) as error:
+        log.warning("The model's draft head is not used. %s", fields(reason=str(error)))
+        return None
+
+
+def find(
+    path: str,
+    loaded: Loaded,
+    target: Target,
+    times: StepTimes,
+    config: Config,
+    model: ModelConfig,
+    head: HeadDrafter | None = None,
+) -> Available:
+    """Make the model's drafters; those that compute are tried, once on each device. `head` is one of them already.
 
     Raises `BadModel` when a draft model that is configured for this model does not fit it.
     """
@@ -52,6 +80,10 @@ def find(path: str, loaded: Loaded, target: Target, times: StepTimes, config: Co
     available.add(SuffixDrafter())
     available.drafters[NgramDrafter.name] = NgramDrafter(config.speculation.ngram_max_match)  # suffix does what it does
     text = loaded.tokenizer.encode(trial.TEXT)[: trial.MOST_TOKENS]
+    if head is not None:
+        found = _remembered(f"head|{path}|{fingerprint(head)}", loaded, lambda: trial.try_head(target, head, text))
+        head.times = found.times
+        available.add_tried(head, found, times)
     if draft := _draft_model(loaded, config, model):
         name = f"{path}|{draft[0]}"
         drafter = draft[1]
@@ -121,3 +153,9 @@ def _remembered(what: str, loaded: Loaded, find_out: Callable[[], Trial]) -> Tri
         if found.is_steady:
             trial.save(found, file)
     return found
+
+
+def fingerprint(head: HeadDrafter) -> str:
+    """Tells one training's head from another's."""
+    weight = head.head.fuse_proj.weight
+    return f"{float(mx.abs(weight.astype(mx.float32)).sum()):.6g}"

@@ -57,6 +57,12 @@ class ChainDrafter:
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""
 
+    def keep_up(self, row: Row) -> None:
+        """It reads what it lacks when it drafts."""
+
+    def catch_up(self, row: Row) -> None:
+        """Nothing of its own is in the target's slots."""
+
     def rearrange(self, kept: Sequence[int]) -> None:
         """The slots are the target's own."""
 

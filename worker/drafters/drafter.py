@@ -66,6 +66,12 @@ class Drafter(Protocol):
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Of the `length` tokens drafted for this row, `accepted` stood; `row.tokens` holds them by now."""
 
+    def keep_up(self, row: Row) -> None:
+        """The target has gone on in this row, in its prompt or behind it."""
+
+    def catch_up(self, row: Row) -> None:
+        """What the drafter keeps in the row's slot will be copied now: it should be complete."""
+
     def rearrange(self, kept: Sequence[int]) -> None:
         """What was in slot `kept[i]` is in slot i from now on; nothing else is left."""
 
@@ -84,6 +90,12 @@ class CopyingDrafter:
 
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""
+
+    def keep_up(self, row: Row) -> None:
+        """Nothing is kept in slots."""
+
+    def catch_up(self, row: Row) -> None:
+        """Nothing is kept in slots."""
 
     def rearrange(self, kept: Sequence[int]) -> None:
         """Nothing is kept in slots."""

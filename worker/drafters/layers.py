@@ -29,7 +29,7 @@ class LayersDrafter(ChainDrafter):
         self.kept = tuple(kept)
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array, chosen: Sequence[int]) -> mx.array:
-        with only_layers(self.target.model, self.kept):
+        with self.target.partial(), only_layers(self.target.model, self.kept):
             return super().forward(segments, tokens, chosen)
 
     def cached(self, row: Row) -> int:
@@ -79,7 +79,10 @@ def only_layers(model: nn.Module, kept: Sequence[int]) -> Iterator[None]:
 def block_influence(target: Target, tokens: Sequence[int]) -> list[float]:
     """For each layer 1 − mean cosine of its input and output over a text: what it changes (arXiv 2403.03853)."""
     told: dict[int, mx.array] = {}
-    with replaced(target.model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))):
+    with (
+        target.partial(),
+        replaced(target.model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))),
+    ):
         logits = target.forward([Segment(0, 0, len(tokens))], list(tokens), [0])
     mx.eval(logits, list(told.values()))
     target.clear()

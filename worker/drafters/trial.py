@@ -14,6 +14,7 @@ import msgspec
 from common.logs import fields
 from worker.cache.layout import Segment
 from worker.drafters.chain import ChainDrafter
+from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import LayersDrafter, block_influence, most_influential
 from worker.step_times import StepTimes
 from worker.target import Target
@@ -60,6 +61,16 @@ def try_model(target: Target, drafter: ChainDrafter, tokens: Sequence[int]) -> T
     return _tried(target, drafter, tokens, ())
 
 
+def try_head(target: Target, drafter: HeadDrafter, tokens: Sequence[int]) -> Trial:
+    """Try a trained head, which sees the target's own hidden states of the text."""
+    packed = mx.array(list(tokens), dtype=mx.int32)
+    own = mx.argmax(target.forward([Segment(0, 0, len(tokens))], packed, range(len(tokens))), axis=-1)
+    agreement = mx.mean(own[1:] == drafter.guesses(tokens))
+    mx.eval(agreement)
+    target.clear()
+    return _timed(drafter.name, target, drafter.time_step, float(agreement), ())
+
+
 def is_promising(agreement: float, draft_s: Callable[[int], float], step_s: Callable[[int], float]) -> bool:
     """Whether a chain of some length would be faster than plain decoding for one row, at this rate of acceptance."""
     expected, reach = 1.0, 1.0
@@ -89,10 +100,14 @@ def _tried(target: Target, drafter: ChainDrafter, tokens: Sequence[int], kept: S
     own = _likeliest(target, target.forward, tokens)
     drafted = _likeliest(drafter.target, drafter.forward, tokens)
     agreement = sum(a == b for a, b in zip(own, drafted, strict=True)) / len(own)
+    return _timed(drafter.name, drafter.target, lambda rows: _time_step(drafter, rows), agreement, kept)
+
+
+def _timed(name: str, target: Target, run: Callable[[int], float], agreement: float, kept: Sequence[int]) -> Trial:
     times = StepTimes()
-    is_steady = times.calibrate(lambda rows: _time_step(drafter, rows), LARGEST_STEP, BUDGET_S, repeats=2)
-    drafter.target.clear()
-    log.info("Tried a drafter. %s", fields(drafter=drafter.name, agreement=agreement, step_s=times.seconds[0]))
+    is_steady = times.calibrate(run, LARGEST_STEP, BUDGET_S, repeats=2)
+    target.clear()
+    log.info("Tried a drafter. %s", fields(drafter=name, agreement=agreement, step_s=times.seconds[0]))
     return Trial(agreement=agreement, seconds=tuple(times.seconds), is_steady=is_steady, kept=tuple(kept))
 
 

@@ -1,0 +1,257 @@
+"""The `head` drafter: a trained head on the target's hidden states (see `heads/head.py`) with a small cache of its own.
+
+Its cache is one more layer of the target's: the same slots and positions, kept, moved, shared as prefixes and freed
+with them. Position p needs what the target made of token p and the token after it, so it is read one token behind,
+from what the verification forward put out anyway. Reading is put off until a draft is wanted or there is enough to read
+at once: a row that is parked costs next to nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from worker import cpu_ops
+from worker.cache.attention import install
+from worker.cache.layout import Segment, padded_tokens
+from worker.cache.ragged import RaggedKVCache, Step, Visibility
+from worker.compiled import CompiledStep
+from worker.drafters.chain import MATCH, ChainDrafter
+from worker.drafters.drafter import Ask, Offer
+from worker.heads.head import Head
+from worker.request import Row
+from worker.sampler import Draw, choose
+from worker.step_times import StepTimes
+from worker.target import Target
+
+READ_TOKENS = 64  # read at the latest when so many wait in a row …
+MOST_READ_TOKENS = 512  # … and at most so many at once
+_NEVER = -1e4  # logit of a token that the head cannot predict
+
+
+@dataclass(slots=True)
+class Piece:
+    """What a forward put out for tokens [start, end) of one row, from place `first` of its packed tokens on."""
+
+    start: int
+    end: int
+    first: int
+    outputs: Sequence[mx.array]  # of each tapped layer, [tokens of the step, 1, hidden]
+
+
+@dataclass(slots=True)
+class Reading:
+    """How far a slot has been read, and what waits behind that."""
+
+    read: int
+    pieces: list[Piece] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        """The target went on from `piece.start`; what was known from there on did not stand."""
+        self.pieces = [p for p in self.pieces if p.start < piece.start]
+        if self.pieces:
+            self.pieces[-1].end = min(self.pieces[-1].end, piece.start)
+        self.read = min(self.read, piece.start)
+        self.pieces.append(piece)
+
+    def take(self, end: int) -> list[Piece]:
+        """What waits before `end`, which counts as read from now on; the last token at least, read or not."""
+        start = min(self.read, end - 1)
+        taken = [
+            Piece(max(p.start, start), min(p.end, end), p.first + max(start - p.start, 0), p.outputs)
+            for p in self.pieces
+            if p.start < end and p.end > start
+        ]
+        self.pieces = [p for p in self.pieces if p.end >= end]  # the last token may be wanted again
+        self.read = max(self.read, end)
+        return taken
+
+
+class HeadDrafter(ChainDrafter):
+    """Drafts with a head that is bound to the target's model."""
+
+    name = "head"
+
+    def __init__(self, target: Target, head: Head, times: StepTimes, vocabulary: int) -> None:
+        super().__init__(target, times)
+        self.head = head
+        self.vocabulary = vocabulary
+        config = head.config
+        dtype = head.norm.weight.dtype
+        form = (config.kv_heads, config.head_dim, dtype)
+        self.caches = [RaggedKVCache(target.state, forms=(form, form)) for _ in head.layers]
+        self._readings: dict[int, Reading] = {}  # by slot
+        self._feed = CompiledStep(self._feed_body, self.caches, target.state)
+        self._step = CompiledStep(self._step_body, self.caches, target.state)
+        self._slots: list[int] = []  # of the chain in the making …
+        self._hidden = mx.zeros((0, 1, config.hidden_size), dtype)  # … and the head's latest output for each
+        install(head)
+        cpu_ops.install(head)
+        target.follow(self, config.taps, self.caches)
+
+    # --- what the target did ------------------------------------------------------------------------------
+
+    def saw(self, segments: Sequence[Segment], outputs: Sequence[mx.array]) -> None:
+        """The target was fed with these; `outputs` of the tapped layers, [tokens, 1, hidden] each."""
+        first = 0
+        for segment in segments:
+            reading = self._readings.setdefault(segment.slot, Reading(segment.start))
+            reading.add(Piece(segment.start, segment.end, first, outputs))
+            first += segment.width
+
+    def cleared(self) -> None:
+        """All slots are empty."""
+        self._readings = {}
+
+    def keep_up(self, row: Row) -> None:
+        """Read what waits, if it is enough to be worth it."""
+        reading = self._readings.get(row.slot)
+        if reading is not None and row.cached - reading.read >= READ_TOKENS:
+            self.catch_up(row)
+
+    def catch_up(self, row: Row) -> None:
+        """Read all that can be read of a row: up to the token before its last one."""
+        while (end := self._readable(row, MOST_READ_TOKENS)) > self._readings[row.slot].read:
+            self._read([row], [end])
+
+    def rearrange(self, kept: Sequence[int]) -> None:
+        self._readings = {i: self._readings[slot] for i, slot in enumerate(kept) if slot in self._readings}
+
+    def forget(self, row: Row, *, is_finished: bool) -> None:
+        self._readings.pop(row.slot, None)
+
+    # --- drafting -----------------------------------------------------------------------------------------
+
+    def offer(self, row: Row, limit: int) -> Offer | None:
+        reading = self._readings.get(row.slot)
+        return Offer(self.name, limit, MATCH) if reading is not None and reading.pieces else None
+
+    def _first(self, asks: Sequence[Ask]) -> mx.array:
+        for ask in asks:
+            self.keep_up(ask.row)
+        rows = [ask.row for ask in asks]
+        self._slots = [row.slot for row in rows]
+        self._hidden, logits = self._read(rows, [row.cached for row in rows])
+        return self._picked(asks, logits, 0)
+
+    def _next(self, asks: Sequence[Ask], tokens: mx.array, position: int) -> mx.array:
+        slots = [ask.row.slot for ask in asks]
+        if slots != self._slots:
+            self._hidden = self._hidden[mx.array([self._slots.index(slot) for slot in slots], dtype=mx.int32)]
+            self._slots = slots
+        segments = [Segment(ask.row.slot, ask.row.cached + position - 1, 1) for ask in asks]
+        self._hidden, logits = self._stepped(segments, self._hidden, tokens)
+        return self._picked(asks, logits, position)
+
+    def _picked(self, asks: Sequence[Ask], logits: mx.array, position: int) -> mx.array:
+        """The likeliest tokens, int32 [rows], or those that the rows' own noise chooses."""
+        samplings = [ask.row.request.sampling for ask in asks]
+        if all(sampling.is_greedy for sampling in samplings):
+            return self.head.vocabulary[mx.argmax(logits, axis=-1)].astype(mx.int32)
+        everywhere = mx.full((len(asks), self.vocabulary), _NEVER, logits.dtype)
+        everywhere[:, self.head.vocabulary] = logits
+        draws = [Draw(ask.row.request.sampling, len(ask.row.tokens) + position) for ask in asks]
+        return mx.maximum(choose(everywhere, draws), 0)  # what is not finite is drafted as any token
+
+    # --- trials -------------------------------------------------------------------------------------------
+
+    def guesses(self, tokens: Sequence[int]) -> mx.array:
+        """For a text that the target has just read in slot 0: the likeliest token two places on from each but the last.
+
+        int32 [tokens - 1], not evaluated.
+        """
+        end = len(tokens) - 1
+        pieces = self._readings[0].take(end)
+        _, logits = self._fed([Segment(0, 0, end, stands=True)], pieces, list(tokens[1:]), range(end))
+        return self.head.vocabulary[mx.argmax(logits, axis=-1)]
+
+    def time_step(self, rows: int) -> float:
+        """Seconds of one position of a chain for so many rows at the start of their slots."""
+        hidden = mx.zeros((rows, *self._hidden.shape[1:]), self._hidden.dtype)
+        began = time.perf_counter()
+        _, logits = self._stepped([Segment(row, 0, 1) for row in range(rows)], hidden, mx.ones(rows, mx.int32))
+        mx.eval(mx.argmax(logits, axis=-1), [cache.arrays() for cache in self.caches])
+        return time.perf_counter() - began
+
+    # --- the head's own forwards --------------------------------------------------------------------------
+
+    def _readable(self, row: Row, most: int) -> int:
+        """How far a row can be read with at most `most` tokens more: each needs the token after it."""
+        reading = self._readings.get(row.slot)
+        if reading is None:
+            return 0
+        return min(row.cached, len(row.tokens) - 1, reading.read + most)
+
+    def _read(self, rows: Sequence[Row], ends: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Read rows, sorted by slot, up to `ends`; the head's output and logits at the last token of each."""
+        segments: list[Segment] = []
+        following: list[int] = []
+        lasts: list[int] = []
+        pieces: list[Piece] = []
+        for row, end in zip(rows, ends, strict=True):
+            taken = self._readings[row.slot].take(end)
+            start = taken[0].start
+            segments.append(Segment(row.slot, start, end - start, stands=True))
+            following += row.tokens[start + 1 : end + 1]
+            lasts.append(len(following) - 1)
+            pieces += taken
+        return self._fed(segments, pieces, following, lasts)
+
+    def _fed(
+        self, segments: Sequence[Segment], pieces: Sequence[Piece], following: list[int], chosen: Sequence[int]
+    ) -> tuple[mx.array, mx.array]:
+        """Read these tokens: output [chosen, 1, hidden] and logits [chosen, tokens that the head can predict].
+
+        `pieces` are the target's outputs for the tokens of the segments, `following` the tokens after each of them.
+        """
+        with self.target.state.aside(segments) as step:
+            taps = _gathered(pieces, step)
+            assert len(following) == step.tokens, (len(following), segments)
+            tokens = mx.array(following + following[-1:] * step.padding, dtype=mx.int32)
+            if not step.is_by_token:
+                hidden, logits = self._feed_body(tokens, mx.array(list(chosen), dtype=mx.int32), *taps)
+                return hidden, logits
+            padding = padded_tokens(len(chosen)) - len(chosen)
+            places = mx.array([*chosen, *[chosen[-1]] * padding], dtype=mx.int32)
+            hidden, logits = self._feed(tokens, places, *taps)
+            return hidden[: len(chosen)], logits[: len(chosen)]
+
+    def _stepped(self, segments: Sequence[Segment], hidden: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array]:
+        """One position further for each row: `hidden` [rows, 1, hidden] stands for the features of its token."""
+        with self.target.state.aside(segments) as step:
+            if not step.is_by_token:
+                hidden, logits = self._step_body(hidden, tokens)
+                return hidden, logits
+            if step.padding:
+                index = mx.array([*range(step.tokens), *[step.tokens - 1] * step.padding], dtype=mx.int32)
+                hidden, tokens = hidden[index], tokens[index]
+            hidden, logits = self._step(hidden, tokens)
+            return hidden[: len(segments)], logits[: len(segments)]
+
+    def _feed_body(self, tokens: mx.array, lasts: mx.array, *taps: mx.array) -> list[mx.array]:
+        hidden = self._run(self.head.fuse(taps), tokens)[lasts]
+        return [hidden, self.head.logits(hidden)[:, 0]]
+
+    def _step_body(self, hidden: mx.array, tokens: mx.array) -> list[mx.array]:
+        hidden = self._run(hidden, tokens)
+        return [hidden, self.head.logits(hidden)[:, 0]]
+
+    def _run(self, features: mx.array, tokens: mx.array) -> mx.array:
+        return self.head(features, self.head.embed(tokens)[:, None], self.caches, Visibility(None))
+
+
+def _gathered(pieces: Sequence[Piece], step: Step) -> list[mx.array]:
+    """The tapped layers' outputs for all tokens of a step, [tokens + padding, 1, hidden] each."""
+    parts: list[tuple[Sequence[mx.array], list[int]]] = []
+    for piece in pieces:
+        if not parts or parts[-1][0] is not piece.outputs:
+            parts.append((piece.outputs, []))
+        parts[-1][1].extend(range(piece.first, piece.first + piece.end - piece.start))
+    parts[-1][1].extend(parts[-1][1][-1:] * step.padding)
+    indexes = [mx.array(index, dtype=mx.int32) for _, index in parts]
+    taps = [
+        [outputs[i][index] for (outputs, _), index in zip(parts, indexes, strict=True)]
+        for i in range(len(pieces[0].outputs))
+    ]
+    return [tap[0] if len(tap) == 1 else mx.concatenate(tap) for tap in taps]
