@@ -73,3 +73,10 @@ def owner_of_layers(model: nn.Module) -> nn.Module:
         if isinstance(module.get("layers"), list) and len(module["layers"]) > 1:
             return module
     raise NoLayers("this model's layers are not in a list of their own: they can neither be left out nor read")
+
+
+def inner_model(model: nn.Module) -> nn.Module | None:
+    """The part of a model between its input and its vocabulary projection, None if it cannot be told."""
+    text = getattr(model, "language_model", model)
+    parts = [getattr(text, name, None) for name in ("model", "backbone", "transformer")]
+    return next((part for part in parts if isinstance(part, nn.Module)), None)

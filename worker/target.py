@@ -21,7 +21,7 @@ from worker.cache.quantized import QuantizedRaggedKVCache, quantized
 from worker.cache.ragged import RaggedKVCache, RaggedState, Step
 from worker.cache.spans import KVSpan
 from worker.compiled import CompiledStep
-from worker.taps import Taps
+from worker.taps import Taps, inner_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class _HeadInput:
     @classmethod
     def of(cls, model: nn.Module) -> "_HeadInput":
         head = cls()
-        inner = _layers_of(model)
+        inner = inner_model(model)
         if inner is None:
             return head
         head.is_reached = True
@@ -233,10 +233,3 @@ class _HeadInput:
             kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "head_input": head}
         )
         return head
-
-
-def _layers_of(model: nn.Module) -> nn.Module | None:
-    """The part of a model between its input and its vocabulary projection, None if it cannot be told."""
-    text = getattr(model, "language_model", model)
-    parts = [getattr(text, name, None) for name in ("model", "backbone", "transformer")]
-    return next((part for part in parts if isinstance(part, nn.Module)), None)

@@ -11,6 +11,7 @@ from mlx_lm.generate import generate_step
 from common.sampling import Sampling, Speculation
 from tests.worker import tiny
 from worker.cache.attention import GPU_STYLE
+from worker.drafters.suffix import SuffixDrafter
 from worker.request import Request
 from worker.tally import Tally
 
@@ -31,6 +32,8 @@ SAMPLINGS = {
         logit_bias=((5, 3.0), (17, -100.0), (60, 2.5)),
     ),
 }
+
+DRAFTERS = ("ngram", "suffix", "right", "half", "wrong", "noise", "twin", "stranger", "layers", "head")
 
 
 @cache
@@ -55,6 +58,7 @@ def drafter(kind: str, name: str, expected: dict[str, list[int]], sampling: Samp
     by_prompt = {request.prompt: expected[request.request_id] for request in requests(sampling)}
     return {
         "ngram": lambda: None,
+        "suffix": lambda: SuffixDrafter(),
         "right": lambda: tiny.Oracle(by_prompt, wrong=0.0),
         "half": lambda: tiny.Oracle(by_prompt, wrong=0.4),
         "wrong": lambda: tiny.Oracle(by_prompt, wrong=1.0),
@@ -68,7 +72,9 @@ def drafter(kind: str, name: str, expected: dict[str, list[int]], sampling: Samp
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("drafting", ["ngram", "right", "half", "wrong", "noise", "twin", "stranger", "layers", "head"])
+@pytest.mark.parametrize(
+    "drafting", ["ngram", "suffix", "right", "half", "wrong", "noise", "twin", "stranger", "layers", "head"]
+)
 def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, sampling: str, drafting: str) -> None:
     expected = alone(kind, sampling)
     engine = tiny.make_engine(model(kind), drafter(kind, drafting, expected, SAMPLINGS[sampling]))

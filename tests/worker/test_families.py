@@ -77,6 +77,13 @@ def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, s
         assert engine.totals.accepted == 0
 
 
+@pytest.mark.parametrize("kind", ["qwen3_next", "mamba2", "falcon_h1", "lfm2", "deepseek_v3", "rwkv7", "jamba"])
+def test_a_trained_head_drafts_for_other_states_too(kind: str) -> None:
+    engine = tiny.make_engine(model(kind), tiny.head_drafter(model(kind)))
+    assert tiny.finish(engine, requests(SAMPLINGS["warm"]), random.Random(7)) == alone(kind, "warm")
+    assert engine.totals.drafted > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_output_equals_that_of_mlx_lm(kind: str) -> None:
     expected = alone(kind, "greedy")

@@ -17,10 +17,12 @@ from worker.drafters.ngram import NgramDrafter
 from worker.drafting import Drafting
 from worker.engine import Engine, Pace
 from worker.heads.head import Head, HeadConfig
+from worker.heads.vocabulary import embedding
 from worker.prefix_cache import PrefixCache
 from worker.request import Request, Row
 from worker.scheduler import Limits
 from worker.step_times import GRID, StepTimes
+from worker.taps import owner_of_layers
 from worker.target import Target
 
 VOCABULARY = 96
@@ -190,8 +192,8 @@ def make_head(model: Any, seed: int = 3) -> Head:
     """A random head bound to the model, which taps its first and last layer."""
     config = HeadConfig(
         target="",
-        taps=(0, len(model.layers) - 1),
-        hidden_size=model.args.hidden_size,
+        taps=(0, len(owner_of_layers(model)["layers"]) - 1),
+        hidden_size=embedding(model).weight.shape[1],
         heads=4,
         kv_heads=2,
         head_dim=8,

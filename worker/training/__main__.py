@@ -1,0 +1,126 @@
+"""`python -P -m worker.training VERB …`: what `mlxspec draft VERB …` runs."""
+
+import argparse
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+
+from common import paths
+from common.errors import ConfigError
+from worker import backend
+from worker.heads import folder
+from worker.taps import NoLayers
+from worker.training import report
+from worker.training.build import WORK, BadBuild, Job, build
+from worker.training.plan import Plan
+
+OK, DOES_NOT_PAY, CANNOT = 0, 1, 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 ok, 1 the head does not pay and is not used, 2 usage, 3 a model or file is wrong."""
+    options = _parser().parse_args(arguments)
+    backend.prepare()
+    try:
+        return int(options.run(options))
+    except (ConfigError, NoLayers, OSError) as error:
+        print(f"mlxspec draft: {error}", file=sys.stderr)
+        return CANNOT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mlxspec draft", description="Make and look after draft heads.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    make = verbs.add_parser("build", help="make a head for a model from text that it writes itself")
+    make.set_defaults(run=_build)
+    make.add_argument("model", help="a model folder, a name in MLXSPEC_HOME/models, or a Hugging Face id")
+    make.add_argument("--out", type=Path, help="folder of the head (default: MLXSPEC_HOME/drafts/NAME OF THE MODEL)")
+    make.add_argument("--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench")
+    make.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    make.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
+    make.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
+    for name, default in msgspec.structs.asdict(Plan()).items():
+        if name != "stages":
+            make.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
+    for verb, run, text in (("info", _info, "show a head's report"), ("rm", _remove, "delete a head")):
+        one = verbs.add_parser(verb, help=text)
+        one.set_defaults(run=run)
+        one.add_argument("name")
+    verbs.add_parser("list", help="show all heads").set_defaults(run=_list)
+    return parser
+
+
+def _build(options: argparse.Namespace) -> int:
+    model = str(paths.models_dir() / options.model) if _is_name(options.model) else options.model
+    out = options.out or folder.heads_dir() / Path(model).name
+    if options.restart and (out / WORK).is_dir():
+        shutil.rmtree(out / WORK)
+    known = {name: getattr(options, name) for name in msgspec.structs.asdict(Plan()) if name != "stages"}
+    job = Job(
+        model=model,
+        out=out,
+        plan=Plan(**known),
+        weights=options.weights,
+        prompts=_prompts(options.prompts) if options.prompts else (),
+        command=shlex.join(["mlxspec", "draft", *sys.argv[1:]]),
+        keeps_work=options.keep_work,
+    )
+    made = build(job, lambda line: print(line, flush=True))
+    print(report.summary(made.measured))
+    if not made.is_used:
+        print("This head would not make the model faster: it is not used.", file=sys.stderr)
+        return DOES_NOT_PAY
+    print(f"The head is in {out} and is used from the model's next start on.")
+    return OK
+
+
+def _prompts(file: Path) -> list[str]:
+    """One a line, as text, or in a .jsonl file as objects whose `turns` begin with it. Raises `BadBuild`."""
+    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    if file.suffix != ".jsonl":
+        return lines
+    try:
+        return [msgspec.json.decode(line, type=_Question).turns[0] for line in lines]
+    except (msgspec.DecodeError, IndexError) as error:
+        raise BadBuild(f'{file}: every line has to be like {{"turns": ["a prompt"]}}: {error}') from error
+
+
+class _Question(msgspec.Struct):
+    turns: list[str]
+
+
+def _list(_: argparse.Namespace) -> int:
+    for entry in folder.entries():
+        state = "used" if entry.is_used else "not used: it does not pay"
+        print(f"{entry.name:32} for {entry.config.target[:12]}  {state}  {entry.folder}")
+    return OK
+
+
+def _info(options: argparse.Namespace) -> int:
+    found = report.load(_named(options.name).folder)
+    print(f"{found.command}\n{found.device}\n{found.written_tokens} tokens written, {found.train_tokens} trained on")
+    print(report.summary(found.measured))
+    return OK
+
+
+def _remove(options: argparse.Namespace) -> int:
+    folder.remove(_named(options.name))
+    return OK
+
+
+def _named(name: str) -> folder.Entry:
+    found = next((entry for entry in folder.entries() if entry.name == name), None)
+    if found is None:
+        raise folder.BadHead(f"there is no head named {name}; mlxspec draft list shows all")
+    return found
+
+
+def _is_name(model: str) -> bool:
+    return (paths.models_dir() / model / "config.json").is_file()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

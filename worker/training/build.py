@@ -1,0 +1,155 @@
+"""A build from its beginning to its report; one that was killed goes on where it was."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+
+from common.errors import ConfigError
+from worker import backend, loader
+from worker.heads import folder
+from worker.heads.head import Head
+from worker.training import dialogue, plan, report
+from worker.training.acceptance import count
+from worker.training.corpus import Corpus
+from worker.training.measure import DRAFT_TOKENS, Measured, longest_answers, measure
+from worker.training.openers import PROMPTS
+from worker.training.plan import Plan
+from worker.training.reading import Reader
+from worker.training.report import Report
+from worker.training.synthesis import Writer
+from worker.training.trainer import Told, Trainer
+
+WORK = "work"  # folder of what only an unfinished build needs
+_MEASURED_TOKENS = 128  # of an answer
+Say = Callable[[str], None]
+
+
+class BadBuild(ConfigError):
+    """The build cannot go on like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`weights`: number format of the target, as in the configuration. `command`: what was typed, for the report."""
+
+    model: str
+    out: Path
+    plan: Plan
+    weights: str = "auto"
+    prompts: Sequence[str] = ()
+    command: str = ""
+    keeps_work: bool = False
+
+
+def build(job: Job, say: Say) -> Report:
+    """Make the head in `job.out`. Raises `BadModel`, `BadBuild`, `NoLayers`."""
+    work = job.out / WORK
+    _begin_work(work, job.plan)
+    loaded = loader.load(job.model, _target_form(job.weights))
+    loaded.model.freeze()
+    talk = dialogue.of(loaded.tokenizer, loaded.config)
+    say(f"{job.model}: {loaded.weights} on {backend.describe()}")
+    corpus, writing_s = _write(loaded.model, talk, job.plan, work, say)
+    rows, held_out = corpus.split()
+    head = plan.fresh_head(
+        loaded.model,
+        plan.head_config(loaded.model, loaded.config, job.plan),
+        corpus.vocabulary(job.plan.vocabulary, sorted(talk.ends)),
+        job.plan.seed,
+    )
+    judged = [longest_answers(held_out)]
+
+    def judge(head: Head) -> float:
+        reader = Reader(loaded.model, head)
+        try:
+            return count(head, reader, judged, DRAFT_TOKENS).accept_length
+        finally:
+            reader.close()
+
+    trainer = Trainer(loaded.model, head, job.plan, work / "state.safetensors", judge, lambda told: say(_line(told)))
+    trainer.train(rows, max(job.plan.minutes * 60 * (1 - job.plan.writing_share), 1.0))
+    folder.save(head, job.out)
+    prompts = [dialogue.prompt(loaded.tokenizer, text) for text in job.prompts or PROMPTS]
+    measured = measure(loaded.model, head, prompts, held_out, talk.ends, _MEASURED_TOKENS)
+    made = _report(job, corpus, writing_s, trainer, measured)
+    report.save(made, job.out)
+    if not job.keeps_work:
+        shutil.rmtree(work)
+    return made
+
+
+def _target_form(weights: str) -> str:
+    """Gradients go through the vocabulary projection: it has to be of floats."""
+    if weights != "auto":
+        return weights
+    return "float32" if backend.name() == "cpu" else "bfloat16"
+
+
+def _begin_work(work: Path, wanted: Plan) -> None:
+    """Raises `BadBuild` where an unfinished build had another plan."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "plan.json"
+    if not file.is_file():
+        folder.write(file, msgspec.json.encode(wanted))
+        return
+    before = msgspec.json.decode(file.read_bytes(), type=Plan)
+    if before != wanted:
+        fields = msgspec.structs.asdict(wanted)
+        changed = [name for name, value in msgspec.structs.asdict(before).items() if fields[name] != value]
+        raise BadBuild(
+            f"{work.parent} has an unfinished build with other settings ({', '.join(changed)}): repeat those, or begin "
+            "anew with --restart"
+        )
+
+
+def _write(model: nn.Module, talk: dialogue.Dialogue, plan: Plan, work: Path, say: Say) -> tuple[Corpus, float]:
+    """Rounds of writing until their time is over, an earlier build's included; at least one."""
+    corpus = Corpus(work, plan.length)
+    clock = work / "writing_s"
+    spent_s = float(clock.read_text()) if clock.is_file() else 0.0
+    writer = Writer(model, talk, plan.rows, plan.length, plan.seed)
+    budget_s = plan.minutes * 60 * plan.writing_share
+    while not corpus.rounds or (
+        spent_s + spent_s / corpus.rounds / 2 < budget_s and not 0 < plan.tokens <= corpus.written_tokens
+    ):
+        began = time.monotonic()
+        new = corpus.add(writer.write(corpus.rounds))
+        round_s = time.monotonic() - began
+        spent_s += round_s
+        folder.write(clock, str(spent_s).encode())
+        say(
+            f"writing: {corpus.written_tokens} tokens in {corpus.rows} rows, {new} new in {round_s:.1f} s "
+            f"({plan.rows * plan.length / round_s:.0f} tokens/s), {max(budget_s - spent_s, 0):.0f} s left"
+        )
+    mx.clear_cache()
+    return corpus, spent_s
+
+
+def _line(told: Told) -> str:
+    agreement = " ".join(f"{share:.2f}" for share in told.agreement)
+    left_s = max(told.left_s, 0)
+    return f"training: {told.progress:4.0%}, {told.tokens} tokens, agreement {agreement}, {left_s:.0f} s left"
+
+
+def _report(job: Job, corpus: Corpus, writing_s: float, trainer: Trainer, measured: Measured) -> Report:
+    return Report(
+        is_used=measured.pays,
+        model=Path(job.model).name,
+        device=backend.describe(),
+        command=job.command,
+        plan=job.plan,
+        written_tokens=corpus.written_tokens,
+        written_rows=corpus.rows,
+        writing_s=round(writing_s, 1),
+        train_s=round(trainer.progress.train_s, 1),
+        train_tokens=trainer.progress.tokens,
+        steps=trainer.progress.step,
+        curve=trainer.progress.curve,
+        measured=measured,
+    )

@@ -1,0 +1,89 @@
+"""What a head is built with, and its sizes for a target."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from worker import backend
+from worker.heads.head import Head, HeadConfig
+from worker.heads.identity import identity
+from worker.taps import owner_of_layers
+
+STAGES = ((0.5, 1), (0.8, 4), (1.0, 6))  # up to which share of the training so many passes are unrolled
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a build; a build that goes on after a kill must have the same ones.
+
+    `minutes` are those of writing and training together, of which `writing_share` goes to writing; `tokens` (0: no
+    limit) ends writing earlier, `steps` (0: no limit) training.
+    """
+
+    minutes: float = 10.0
+    tokens: int = 0
+    steps: int = 0
+    writing_share: float = 0.35
+    rows: int = 16
+    length: int = 256
+    batch_rows: int = 4
+    vocabulary: int = 16384
+    layers: int = 1
+    mlp_ratio: float = 1.0  # of the target's own MLP
+    matrix_rate: float = 0.02
+    vector_rate: float = 0.001
+    seed: int = 0
+    stages: tuple[tuple[float, int], ...] = STAGES
+
+    def passes(self, progress: float) -> int:
+        """Passes to unroll at this share of the training."""
+        return next((passes for until, passes in self.stages if progress < until), self.stages[-1][1])
+
+
+def rate_factor(progress: float, step: int, warmup: int = 30) -> float:
+    """Share of the full learning rate: a short warm-up, then down along a cosine to a fiftieth."""
+    falling = 0.02 + 0.98 * 0.5 * (1.0 + float(np.cos(np.pi * min(progress, 1.0))))
+    return min(1.0, (step + 1) / warmup) * falling
+
+
+def compute_form() -> mx.Dtype:
+    """Floats in which a head is trained: 16 bits everywhere but on a CPU, which is slow at them."""
+    return mx.float32 if backend.name() == "cpu" else mx.bfloat16
+
+
+def head_config(model: nn.Module, config: dict[str, Any], plan: Plan) -> HeadConfig:
+    """Sizes like those of the target's own layers. Raises `NoLayers`."""
+    text = config.get("text_config", config)
+    count = len(owner_of_layers(model)["layers"])
+    hidden = int(text.get("hidden_size") or text.get("n_embd") or text.get("d_model"))
+    head_dim = int(text.get("head_dim") or hidden // int(text.get("num_attention_heads") or max(hidden // 64, 1)))
+    heads = int(text.get("num_attention_heads") or hidden // head_dim)
+    kv_heads = int(text.get("num_key_value_heads") or heads)
+    mlp = int((text.get("intermediate_size") or 4 * hidden) * plan.mlp_ratio)
+    return HeadConfig(
+        target=identity(model, config),
+        taps=tuple(sorted({min(2, count // 2), count // 2, max(count - 3, count // 2)})),
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp_size=max(mlp // 64, 1) * 64,
+        layers=plan.layers,
+        rope_theta=float(text.get("rope_theta") or 10000.0),
+        norm_eps=float(text.get("rms_norm_eps") or 1e-5),
+    )
+
+
+def fresh_head(model: nn.Module, config: HeadConfig, vocabulary: np.ndarray[Any, Any], seed: int) -> Head:
+    """A head with random weights, but for those that it can take over from the target's last layer and norm."""
+    mx.random.seed(seed)
+    head = Head(config, mx.array(vocabulary)).bind(model)
+    last = dict(tree_flatten(owner_of_layers(model)["layers"][-1].parameters()))
+    own = dict(tree_flatten(head.layers[-1].parameters()))
+    taken = [(name, last[name]) for name, array in own.items() if name in last and last[name].shape == array.shape]
+    head.layers[-1].update(tree_unflatten([(name, array.astype(mx.float32)) for name, array in taken]))
+    mx.eval(head.parameters())
+    return head
