@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 
 from router.cli.output import ExitStatus, Output
-from router.cli.verbs import SETUP, Verbs
+from router.cli.verbs import SETUP, Parser, Verbs
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -45,8 +45,7 @@ def _words(parser: argparse.ArgumentParser, path: str) -> list[Word]:
     inner: list[Word] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                follow.append((choice.dest, choice.help or ""))
+            follow += parser.verbs.helps() if isinstance(parser, Parser) and parser.verbs else []
             for name, child in action.choices.items():
                 inner += _words(child, f"{path} {name}".strip())
         elif action.option_strings:
