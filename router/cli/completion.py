@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from router.cli.output import ExitStatus, Output
-from router.cli.verbs import SETUP, Verbs
+from router.cli.verbs import SETUP, Parser, Verbs
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def places(parser: argparse.ArgumentParser, words: tuple[str, ...] = ("mlxspec",
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             verbs |= action.choices
-            offered += [(name, inner.description or "") for name, inner in action.choices.items()]
+            offered += parser.verbs.helps() if isinstance(parser, Parser) and parser.verbs else []
         elif action.option_strings:
             values = tuple(map(str, action.choices or ()))
             options.append(Option(tuple(action.option_strings), action.help or "", action.nargs != 0, values))

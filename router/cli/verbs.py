@@ -81,6 +81,10 @@ class Verbs:
             parser.set_defaults(run=run)
         return parser
 
+    def helps(self) -> list[tuple[str, str]]:
+        """Each verb with what it does."""
+        return [line for lines in self._lines.values() for line in lines]
+
     def in_help(self, text: str) -> str:
         """The help with the list of verbs by topic, before the options, in place of argparse's own."""
         head, _, rest = text.partition(f"{self._MARK}:\n")
