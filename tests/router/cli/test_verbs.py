@@ -136,13 +136,8 @@ def test_completion_knows_verbs_and_options(shell: str, capsys: pytest.CaptureFi
 
 
 def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
-    script = subprocess.run(
-        [sys.executable, "-P", "-m", "router.cli", "completion", "bash"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=TOP,
-    ).stdout
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
     asked = 'COMP_WORDS=(mlxspec {words}); COMP_CWORD={at}; _mlxspec; echo "${{COMPREPLY[@]}}"'
     for words, at, wanted in (("do", 1, "download"), ("download x --qu", 3, "--quantize"), ("groups cr", 2, "create")):
         done = subprocess.run(
