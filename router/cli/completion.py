@@ -38,9 +38,9 @@ def add_verbs(verbs: Verbs) -> None:
         topic=SETUP,
         help="print a script that completes commands in your shell",
         description="Print a script that completes verbs and options in a shell.",
-        examples='eval "$(mlxspec completion bash)"                                    in ~/.bashrc\n'
-        'mlxspec completion zsh > "${fpath[1]}/_mlxspec"\n'
-        "mlxspec completion fish > ~/.config/fish/completions/mlxspec.fish",
+        examples='eval "$(mlxspec completion bash)"      # in ~/.bashrc\n'
+        'eval "$(mlxspec completion zsh)"       # in ~/.zshrc, after compinit\n'
+        "mlxspec completion fish | source       # in ~/.config/fish/config.fish",
         run=run,
     )
     parser.add_argument("shell", choices=tuple(SCRIPTS), help="the shell to write for")

@@ -50,6 +50,8 @@ def test_groups_are_taken_as_they_are(tmp_path: Path) -> None:
         ({"server": {"prot": 1}}, "prot"),
         ([], "not a JSON object"),
         ({"models": {"x": 3}}, "models"),
+        ({"server": {"max_batch_size": 8}, "engine": 3}, "engine must be a section"),
+        ({"server": {"max_batch_size": 8}, "engine": {"max_batch_size": 4}}, "are the same setting"),
     ],
 )
 def test_what_cannot_be_is_named(value: object, says: str, tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_what_cannot_be_is_named(value: object, says: str, tmp_path: Path) -> No
 
 def test_broken_json_is_told(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text("{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        config.load(path, env={})
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="not valid JSON"):
+            config.load(path, env={})

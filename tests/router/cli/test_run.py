@@ -8,8 +8,8 @@ import pytest
 
 from common.messages import ChatPrompt
 from router.cli.output import ExitStatus
-from tests.router.cli.conftest import Cli
 from tests.fakes import Cluster, failed, whole_text
+from tests.router.cli.conftest import Cli
 
 
 class Terminal(io.StringIO):

@@ -124,7 +124,7 @@ def test_shown_configuration_is_the_configuration(home: Path, capsys: pytest.Cap
     (home / "shown.toml").write_text(capsys.readouterr().out)
     assert load(home / "shown.toml") == load(home / "config.toml")
     assert main(["config", "check", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["models"] == ["a.b"]
+    assert [model["name"] for model in json.loads(capsys.readouterr().out)["models"]] == ["a.b"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
