@@ -1,26 +1,65 @@
 """OpenBLAS for CPU workers on Linux: MLX's CPU wheel links a reference BLAS that is some 50 times slower.
 
-The PyPI package `cmeel-openblas` ships the library; preloading it into a worker replaces the reference one.
+The PyPI package `cmeel-openblas` ships the library; preloading it into a worker replaces the reference one. Its x86
+build has kernels for AVX-512 only and dies of SIGILL elsewhere; there the system's OpenBLAS, which chooses its kernels
+as it is loaded, does the work.
 """
 
 import contextlib
 import ctypes
 import importlib.metadata
 import os
+import platform
 import sys
 import sysconfig
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from common import paths
 
+CPU_INFO = Path("/proc/cpuinfo")
+AVX512 = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
+SYSTEM_FOLDERS = (
+    Path("/usr/lib/x86_64-linux-gnu"),
+    Path("/usr/lib/aarch64-linux-gnu"),
+    Path("/usr/lib64"),
+    Path("/usr/lib"),
+)
+SYSTEM_NAMES = ("libopenblas.so.0", "libopenblasp.so.0")
 
+
+@cache
 def library() -> Path | None:
-    """The OpenBLAS library of this environment, or None where it is not installed or not needed (macOS, CUDA)."""
+    """The OpenBLAS that this processor can run, or None where there is none or none is needed (macOS, CUDA)."""
     if sys.platform != "linux" or not _has_distribution("mlx-cpu"):
         return None
-    path = _site_packages() / "cmeel.prefix" / "lib" / "libopenblas.so"
-    return path if path.exists() else None
+    packaged = _packaged()
+    if packaged.exists() and packaged_runs_here():
+        return packaged
+    candidates = (folder / name for folder in SYSTEM_FOLDERS for name in SYSTEM_NAMES)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def advice() -> str:
+    """How to get one, for somebody who has none."""
+    if _packaged().exists():
+        return "this processor has no AVX-512, install the system's OpenBLAS: apt-get install libopenblas0"
+    return "install cmeel-openblas"
+
+
+def packaged_runs_here() -> bool:
+    """Whether this processor has the instructions of the packaged library."""
+    try:
+        return platform.machine() != "x86_64" or has_avx512(CPU_INFO.read_text())
+    except OSError:
+        return False
+
+
+def has_avx512(cpu_info: str) -> bool:
+    """Whether /proc/cpuinfo lists what SkylakeX kernels need."""
+    flags = next((line for line in cpu_info.splitlines() if line.startswith("flags")), "")
+    return set(flags.split()) >= AVX512
 
 
 def with_preload(env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -58,6 +97,10 @@ def _fortran_folders() -> list[Path]:
         fresh.symlink_to(bundled[0])
         fresh.replace(link)
     return [folder, bundled[0].parent]
+
+
+def _packaged() -> Path:
+    return _site_packages() / "cmeel.prefix" / "lib" / "libopenblas.so"
 
 
 def _site_packages() -> Path:
