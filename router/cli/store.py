@@ -8,7 +8,7 @@ from router.cli.hub import tell_server
 from router.cli.output import ExitStatus, NoServer, Output
 from router.cli.verbs import MODELS, Verbs, add_json, add_server
 from router.hub.ids import check_form, check_id
-from router.hub.store import Store, in_units
+from router.hub.store import Store, in_units, read_origin
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -100,9 +100,11 @@ def run_verify(options: argparse.Namespace, output: Output) -> int:
     else:
         for problem in problems:
             output.line(f"{problem.file} {problem.problem}")
-        output.line(
-            f"{options.name}: mlxspec download {options.name} --force" if problems else f"{options.name} is whole"
-        )
+        if not problems:
+            output.line(f"{options.name} is whole")
+        elif origin := read_origin(Store().find(options.name)):
+            form = f" --quantize {origin.form}" if origin.form else ""
+            output.note(f"to fetch it anew: mlxspec download {origin.id}{form} --force")
     return ExitStatus.FAILED if problems else ExitStatus.OK
 
 

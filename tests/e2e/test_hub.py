@@ -27,6 +27,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("HF_HOME", str(folder / "hf"))
+        patch.setenv("DRAFT_LAYERS_RATIO", "0")  # no drafter that has to be tried at each load
         patch.delenv("HF_TOKEN", raising=False)
         yield hub
     hub.close()
