@@ -11,6 +11,11 @@ from common import openblas
 
 WITH = "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512cd avx512bw avx512dq avx512vl avx512_vnni\n"
 WITHOUT = "processor\t: 0\nflags\t\t: fpu sse4_2 avx avx2 fma\n"
+SKYLAKE, ZEN, ANY = (
+    b"\x7fELF\0OpenBLAS 0.3.31 NO_AFFINITY SKYLAKEX\0",
+    b"\0OpenBLAS 0.3.29 NO_AFFINITY ZEN\0",
+    b"\0OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH NO_AFFINITY Haswell\0",
+)
 PRODUCT = "import mlx.core as mx; a = mx.ones((64, 576)) @ mx.ones((576, 64)); assert a[0, 0].item() == 576"
 
 
@@ -25,7 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(openblas, "SYSTEM_FOLDERS", (tmp_path / "usr",))
     (tmp_path / "site/cmeel.prefix/lib").mkdir(parents=True)
     (tmp_path / "usr").mkdir()
-    (tmp_path / "site/cmeel.prefix/lib/libopenblas.so").touch()
+    (tmp_path / "site/cmeel.prefix/lib/libopenblas.so").write_bytes(SKYLAKE)
     openblas.library.cache_clear()
     return tmp_path
 
@@ -37,9 +42,18 @@ def forget() -> Iterator[None]:
     openblas.library.cache_clear()
 
 
-@pytest.mark.parametrize(("flags", "is_able"), [(WITH, True), (WITHOUT, False), ("", False)])
-def test_avx512_is_seen(flags: str, is_able: bool) -> None:
-    assert openblas.has_avx512(flags) == is_able
+@pytest.mark.parametrize(
+    ("library", "cpu_info", "runs"),
+    [
+        (SKYLAKE, WITH, True),
+        (SKYLAKE, WITHOUT, False),
+        (ZEN, WITHOUT, True),
+        (ZEN, "", False),
+        (ANY, "", True),
+    ],
+)
+def test_a_build_runs_on_processors_that_have_its_instructions(library: bytes, cpu_info: str, runs: bool) -> None:
+    assert (openblas.needed(library) <= openblas.flags(cpu_info)) == runs
 
 
 def test_packaged_library_is_used_where_it_runs(machine: Path) -> None:
