@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import msgspec
 from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model
 
 from common import paths
 from common.errors import ConfigError
@@ -87,12 +88,14 @@ def load(folder: Path, target: str, model: nn.Module | None = None, dtype: mx.Dt
     try:
         weights = mx.load(str(folder / WEIGHTS))
         assert isinstance(weights, dict)
-        head = Head(config, weights.pop(_VOCABULARY))
+        head = Head(config, weights.pop(_VOCABULARY).astype(mx.int32))
         if config.bits:
             nn.quantize(head, config.group_size, config.bits)
         if dtype is not None:
             weights = {n: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in weights.items()}
         head.load_weights(list(weights.items()))
+        if config.bits and dtype == mx.float32:  # a CPU is slow at everything but floats of 32 bits
+            head = dequantize_model(head)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise BadHead(f"the head in {folder} cannot be read: {error}") from error
     head.freeze()
@@ -102,7 +105,7 @@ def load(folder: Path, target: str, model: nn.Module | None = None, dtype: mx.Dt
 def save(head: Head, folder: Path) -> None:
     """Write the head; a reader sees the one before or this one, whole. Other files in the folder stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(tree_flatten(head.parameters())) | {_VOCABULARY: head.vocabulary}
+    weights = dict(tree_flatten(head.parameters())) | {_VOCABULARY: head.vocabulary.astype(mx.uint32)}
     partial = folder / f"partial-{WEIGHTS}"  # MLX adds the suffix itself where it is missing
     mx.save_safetensors(str(partial), weights)
     os.replace(partial, folder / WEIGHTS)

@@ -14,7 +14,7 @@ from worker import backend
 from worker.heads import folder
 from worker.taps import NoLayers
 from worker.training import report
-from worker.training.build import WORK, BadBuild, Job, build
+from worker.training.build import WORK, BadBuild, Job, build, evaluate
 from worker.training.plan import Plan
 
 OK, DOES_NOT_PAY, CANNOT = 0, 1, 3
@@ -49,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, help=text)
         one.set_defaults(run=run)
         one.add_argument("name")
+    judge = verbs.add_parser("eval", help="measure a head again, here, and decide anew whether it is used")
+    judge.set_defaults(run=_evaluate)
+    judge.add_argument("name")
+    judge.add_argument("--model", help="folder of its model (default: MLXSPEC_HOME/models/NAME OF THE MODEL)")
+    judge.add_argument(
+        "--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench"
+    )
+    judge.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     verbs.add_parser("list", help="show all heads").set_defaults(run=_list)
     return parser
 
@@ -104,6 +112,16 @@ def _info(options: argparse.Namespace) -> int:
     print(f"{found.command}\n{found.device}\n{found.written_tokens} tokens written, {found.train_tokens} trained on")
     print(report.summary(found.measured))
     return OK
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    entry = _named(options.name)
+    model = options.model or str(paths.models_dir() / report.load(entry.folder).model)
+    prompts = _prompts(options.prompts) if options.prompts else ()
+    made = evaluate(entry, model, options.weights, prompts)
+    report.save(made, entry.folder)
+    print(report.summary(made.measured))
+    return OK if made.is_used else DOES_NOT_PAY
 
 
 def _remove(options: argparse.Namespace) -> int:

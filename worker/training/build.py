@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from worker import backend, loader
 from worker.heads import folder
 from worker.heads.head import Head
+from worker.heads.identity import identity
 from worker.training import dialogue, plan, report
 from worker.training.acceptance import count
 from worker.training.corpus import Corpus
@@ -84,6 +85,23 @@ def build(job: Job, say: Say) -> Report:
     return made
 
 
+def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[str]) -> Report:
+    """Measure a head again, on this machine and these prompts; its report says from now on whether it pays here.
+
+    Raises `BadModel`, `BadHead`, `WrongTarget`.
+    """
+    before = report.load(entry.folder)
+    loaded = loader.load(model, _target_form(weights))
+    talk = dialogue.of(loaded.tokenizer, loaded.config)
+    own = identity(loaded.model, loaded.config)
+    head = folder.load(entry.folder, own, loaded.model, plan.compute_form())
+    encoded = [dialogue.prompt(loaded.tokenizer, text) for text in prompts or PROMPTS]
+    measured = measure(loaded.model, head, encoded, None, talk.ends, _MEASURED_TOKENS)
+    held_out = [one for one in before.measured.acceptance if one.text == "held-out"]
+    measured = msgspec.structs.replace(measured, acceptance=[*held_out, *measured.acceptance])
+    return msgspec.structs.replace(before, is_used=measured.pays, measured=measured, measured_on=backend.describe())
+
+
 def _target_form(weights: str) -> str:
     """Gradients go through the vocabulary projection: it has to be of floats."""
     if weights != "auto":
@@ -142,6 +160,7 @@ def _report(job: Job, corpus: Corpus, writing_s: float, trainer: Trainer, measur
         is_used=measured.pays,
         model=Path(job.model).name,
         device=backend.describe(),
+        measured_on=backend.describe(),
         command=job.command,
         plan=job.plan,
         written_tokens=corpus.written_tokens,

@@ -3,16 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import msgspec
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from worker.cache.layout import Segment
+from worker.drafters.head import HeadDrafter
 from worker.heads.head import Head
+from worker.heads.vocabulary import projection
+from worker.step_times import StepTimes
+from worker.target import Target
 
-_CONTEXT, _REPEATS = 64, 5
+_CONTEXT, _REPEATS = 64, 7
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,36 +37,37 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         return best, length
 
 
-def measure(model: nn.Module, head: Head, rows: int, most: int) -> Costs:
-    """Timed with the model's own caches; `most` tokens of a draft."""
-    cache = make_prompt_cache(model)
-    mx.eval(model(mx.ones((rows, _CONTEXT), mx.int32), cache=cache))
-
-    def step(width: int) -> Any:
-        best = mx.argmax(model(mx.ones((rows, width), mx.int32), cache=cache), axis=-1)
-        return best
-
-    step_s = tuple(_seconds(lambda w=width: step(w)) for width in range(1, most + 2))  # type: ignore[misc]
-    caches = [KVCache() for _ in head.layers]
-    features = mx.zeros((rows, 1, head.config.hidden_size), head.norm.weight.dtype)
-    token = mx.ones((rows, 1), mx.int32)
-    mx.eval(head(features, head.embed(token), caches))
-
-    def chain() -> Any:
-        ahead, drafted = features, token
-        for _ in range(most):
-            ahead = head(ahead, head.embed(drafted), caches)
-            drafted = head.vocabulary[mx.argmax(head.logits(ahead), axis=-1)]
-        return drafted
-
-    return Costs(rows=rows, step_s=step_s, draft_s=_seconds(chain) / most)
+def measure(model: nn.Module, head: Head, all_rows: Sequence[int], most: int) -> list[Costs]:
+    """For each number of rows, timed as the engine runs them; `most` tokens of a draft."""
+    target = Target(model)
+    drafter = HeadDrafter(target, head, StepTimes(), projection(model).weight.shape[0])
+    return [_measured(target, drafter, rows, most) for rows in all_rows]
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def _measured(target: Target, drafter: HeadDrafter, rows: int, most: int) -> Costs:
+    _run(target, rows, 0, _CONTEXT)
+    step_s = tuple(_seconds(lambda w=width: _run(target, rows, _CONTEXT, w)) for width in range(1, most + 2))  # type: ignore[misc]
+    target.clear()
+    draft_s = _seconds(lambda: drafter.time_step(rows))
+    target.clear()
+    return Costs(rows=rows, step_s=step_s, draft_s=draft_s)
+
+
+def _run(target: Target, rows: int, start: int, width: int) -> None:
+    """A step of `width` tokens for each row, which then has _CONTEXT tokens."""
+    segments = [Segment(row, start, width) for row in range(rows)]
+    logits = target.forward(segments, [1] * (rows * width), range(rows * width))
+    mx.eval(mx.argmax(logits, axis=-1), target.cached_arrays())
+    for row in range(rows):
+        target.state.commit(row, _CONTEXT)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Median seconds; the first run, which may make kernels, does not count."""
+    run()
     seconds = []
-    mx.eval(run())
     for _ in range(_REPEATS):
         began = time.perf_counter()
-        mx.eval(run())
+        run()
         seconds.append(time.perf_counter() - began)
     return median(seconds)

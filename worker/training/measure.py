@@ -47,18 +47,24 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(
-    model: nn.Module, head: Head, prompts: Sequence[Sequence[int]], held_out: Written, ends: frozenset[int], most: int
+    model: nn.Module,
+    head: Head,
+    prompts: Sequence[Sequence[int]],
+    held_out: Written | None,
+    ends: frozenset[int],
+    most: int,
 ) -> Measured:
-    """Answers of `most` tokens to the prompts (token ids), and the held-out rows."""
-    texts = [("held-out", 0.0, [longest_answers(held_out)])]
+    """Answers of `most` tokens to the prompts (token ids), and the held-out rows if there are any."""
+    texts = [("held-out", 0.0, [longest_answers(held_out)])] if held_out else []
     texts += [("prompts", t, answers(model, prompts, t, most, ends, seed=0)) for t in TEMPERATURES]
     reader = Reader(model, head)
     try:
         found = [_acceptance(head, reader, *text) for text in texts]
     finally:
         reader.close()
-    priced = [costs.measure(model, head, rows, DRAFT_TOKENS) for rows in _ROWS]
-    speedups = [cost.speedup(found[1].by_position) for cost in priced]
+    priced = costs.measure(model, head, _ROWS, DRAFT_TOKENS)
+    greedy = next(one for one in found if one.text == "prompts" and one.temperature == 0.0)
+    speedups = [cost.speedup(greedy.by_position) for cost in priced]
     return Measured(
         acceptance=found,
         costs=priced,

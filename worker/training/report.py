@@ -14,7 +14,10 @@ PICTURE = "report.svg"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`is_used`: whether `auto` drafts with this head; false where it would not be faster."""
+    """`is_used`: whether `auto` drafts with this head; false where it would not be faster.
+
+    It was made on `device` and measured, the last time, on `measured_on`.
+    """
 
     is_used: bool
     model: str
@@ -29,6 +32,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     curve: list[Point]
     measured: Measured
+    measured_on: str = ""
 
 
 def save(report: Report, to: Path) -> None:
