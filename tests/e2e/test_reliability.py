@@ -131,8 +131,10 @@ async def test_r6_request_of_two_deaths_fails_and_its_neighbour_goes_on(stage: S
     expected = await stage.expected(neighbours)
     async with streaming(stage, 450) as (task, begun):
         for _ in range(2):
-            begun.clear()
-            stage.worker().kill()
+            worker = stage.worker()
+            worker.kill()
+            await asyncio.to_thread(wait_until, lambda old=worker: stage.worker().pid != old.pid, "successor")
+            begun.clear()  # what comes from now on is the successor's
             await asyncio.wait((task, asyncio.create_task(begun.wait())), timeout=60, return_when="FIRST_COMPLETED")
         takes = await run_clients(stage, neighbours, 4)
         poison = await task
