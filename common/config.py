@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from common import keys, paths, saved_state
+from common import keys, paths, saved_state, seed_config
 from common.errors import ConfigError, InvalidRequest, InvalidValue
 from common.groups import Group, check_names
 from common.sampling import Sampling, Speculation, check_sampling, check_speculation
@@ -106,6 +106,12 @@ class SupervisorConfig(Section, frozen=True, kw_only=True):
     idle_unload_s: float = 0.0
 
 
+class HubConfig(Section, frozen=True, kw_only=True):
+    """[hub]: models over HTTP."""
+
+    model_roots: list[str] = []
+
+
 class LogConfig(Section, frozen=True, kw_only=True):
     """[log]: `max_bytes` of each log file; then it becomes the first of its `backups`."""
 
@@ -139,6 +145,7 @@ class Config(Section, frozen=True, kw_only=True):
     speculation: SpeculationConfig = SpeculationConfig()
     engine: EngineConfig = EngineConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
+    hub: HubConfig = HubConfig()
     log: LogConfig = LogConfig()
     models: dict[str, ModelConfig] = {}
     groups: dict[str, Group] = {}
@@ -157,7 +164,7 @@ def load(
 
     `overrides` has dotted keys (`server.port`). Raises `ConfigError` naming the file and the key at fault.
     """
-    raw: dict[str, Any] = _read_toml(path)
+    raw: dict[str, Any] = _read_file(path)
     for key, value in (_from_environment(env) | dict(overrides or {})).items():
         _put(raw, key.split("."), value)
     config = _checked(_convert(raw, str(path or "configuration")))
@@ -176,14 +183,34 @@ def load_effective(path: Path) -> Config:
     return msgspec.json.decode(path.read_bytes(), type=Config)
 
 
+def default_file() -> Path:
+    """The file that is read when none is named; it need not exist."""
+    return paths.home() / "config.toml"
+
+
+def check_default_model(config: Config) -> None:
+    """Raise `ConfigError` when the default model is none of the known ones."""
+    known = discover_models(config)
+    if config.default_model and config.default_model not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise ConfigError(f"default_model is {config.default_model!r}; known models: {names}")
+
+
 def discover_models(config: Config) -> dict[str, ModelConfig]:
-    """Configured models, those registered over HTTP and every model folder below MLXSPEC_HOME/models, by name."""
+    """Configured models, those registered over HTTP and every folder in MLXSPEC_HOME/models, as NAME or OWNER/NAME."""
     saved = saved_state.load(saved_state.default_path())
     registered = {name: ModelConfig(path=path) for name, path in saved.models.items()}
-    found = {folder.name: ModelConfig(path=str(folder)) for folder in _model_folders(paths.models_dir())}
-    models = registered | found | config.models
+    models = registered | _found_models(paths.models_dir()) | config.models
     pins = {name: pin for name, pin in saved.pins.items() if name in models}
     return models | {name: msgspec.structs.replace(models[name], pin=pin) for name, pin in pins.items()}
+
+
+def _found_models(root: Path) -> dict[str, ModelConfig]:
+    folders = _model_folders(root)
+    if root.is_dir():  # downloaded ones lie in a folder for their owner
+        owners = [f for f in root.iterdir() if f.is_dir() and not f.is_symlink() and not f.name.startswith(".")]
+        folders += [model for owner in owners if owner not in folders for model in _model_folders(owner)]
+    return {f.relative_to(root).as_posix(): ModelConfig(path=str(f)) for f in sorted(folders)}
 
 
 def resolve_model_path(path: str) -> str:
@@ -201,17 +228,28 @@ def default_model(config: Config, models: Mapping[str, ModelConfig]) -> str | No
     return next(iter(config.models), None) or next(iter(sorted(models)), None)
 
 
-def _read_toml(path: Path | None) -> dict[str, Any]:
+def _read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         path = paths.home() / "config.toml"
         if not path.is_file():
             return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return _from_json(text, path) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _from_json(text: str, path: Path) -> dict[str, Any]:
+    try:
+        raw = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return seed_config.in_our_shape(raw, str(path))
 
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:

@@ -148,6 +148,61 @@ class PoisonRequest(MlxspecError):
     code = "poison_request"
 
 
+class HubError(MlxspecError):
+    """Hugging Face, or the way there, failed; each reason that a person can mend has a kind of its own."""
+
+    code = "hub_error"
+    http_status = 502
+
+
+class HubNotFound(NotFound):
+    """The hub has no such model, revision or file."""
+
+    code = "hub_model_not_found"
+
+
+class HubGated(Forbidden):
+    """The model wants its licence accepted by an account, whose token must be given."""
+
+    code = "hub_gated"
+
+
+class HubUnauthorized(Forbidden):
+    """The hub does not take the token."""
+
+    code = "hub_unauthorized"
+
+
+class HubRateLimited(HubError):
+    """The hub wants a pause."""
+
+    code = "hub_rate_limited"
+    http_status = 429
+    retryable = True
+
+
+class HubUnreachable(HubError):
+    """No answer from the hub."""
+
+    code = "hub_unreachable"
+    http_status = 503
+    retryable = True
+
+
+class HubOffline(HubError):
+    """HF_HUB_OFFLINE forbids to ask."""
+
+    code = "hub_offline"
+    http_status = 409
+
+
+class NoSpace(MlxspecError):
+    """The disk is too full."""
+
+    code = "no_space"
+    http_status = 507
+
+
 class DeadlineExceeded(MlxspecError):
     """The request took longer than it was allowed to."""
 

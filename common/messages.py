@@ -71,12 +71,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request gained in one step.
 
     `text` may lag behind `token_ids`: a character, or a stop string, may be in the making. `logprobs` has one for each
-    of `token_ids` if the request asked for them.
+    of `token_ids` if the request asked for them. The first `drafted_chars` of `text` are of accepted draft tokens.
     """
 
     request_id: str
     token_ids: tuple[int, ...]
     text: str = ""
+    drafted_chars: int = 0
     logprobs: tuple[ChosenLogprob, ...] = ()
 
 
@@ -338,7 +339,7 @@ class Reload(Message, frozen=True, kw_only=True):
 
 
 class Status(Message, frozen=True, kw_only=True):
-    """Answer with `Reply`, whose `detail` says that the supervisor is alive."""
+    """Look for models anew; answer with `Reply`, whose `message` tells of them all."""
 
     call_id: str
 

@@ -14,6 +14,11 @@ def models_dir() -> Path:
     return home() / "models"
 
 
+def drafts_dir() -> Path:
+    """Trained draft heads; each folder's config.json names its `target`."""
+    return home() / "drafts"
+
+
 def logs_dir() -> Path:
     """One log file for the router and one for each model's worker."""
     return home() / "logs"

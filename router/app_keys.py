@@ -8,6 +8,8 @@ from aiohttp import web
 from common.config import Config
 from common.keys import Keys
 from router.backend import Backend
+from router.hub.jobs import JobDesk
+from router.hub.store import Store
 from router.ledger import Ledger
 from router.meters import Meters
 
@@ -22,10 +24,19 @@ class ServerState:
     in_flight: int = 0
 
 
+@dataclass(slots=True)
+class Hub:
+    """The models on this machine, and the downloads under way."""
+
+    store: Store = field(default_factory=Store)
+    jobs: JobDesk = field(default_factory=JobDesk)
+
+
 CONFIG = web.AppKey("config", Config)
 KEYS = web.AppKey("keys", Keys)
 BACKEND = web.AppKey("backend", Backend)
 STATE = web.AppKey("state", ServerState)
 LEDGER = web.AppKey("ledger", Ledger)
+HUB = web.AppKey("hub", Hub)
 METERS = web.AppKey("meters", Meters)
 REQUEST_ID = web.RequestKey("request_id", str)

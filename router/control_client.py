@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from common import sockets, wire
 from common.errors import MlxspecError, ModelUnavailable, WireError, from_code
-from common.messages import EnsureModel, FromClientControl, ModelTable, Pin, Reload, Reply, Unload, Watch
+from common.messages import EnsureModel, FromClientControl, ModelTable, Pin, Reload, Reply, Status, Unload, Watch
 from router.model_table import Directory
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,10 @@ class ControlClient:
 
     async def unload(self, name: str, timeout_s: float) -> None:
         await self._call(lambda call_id: Unload(call_id=call_id, name=name), timeout_s)
+
+    async def rescan(self) -> None:
+        """Have the supervisor look for models that came or went."""
+        await self._call(lambda call_id: Status(call_id=call_id), REPLY_TIMEOUT_S)
 
     async def pin(self, name: str, *, is_pinned: bool) -> None:
         await self._call(lambda call_id: Pin(call_id=call_id, name=name, pinned=is_pinned), REPLY_TIMEOUT_S)

@@ -9,9 +9,13 @@ from common.errors import InvalidRequest, InvalidValue, ModelUnavailable
 from common.messages import ModelEntry, ModelFacts, ModelTable, WorkerEntry
 from common.states import WorkerState
 from router.answers import Answer, json_response
-from router.app_keys import BACKEND, CONFIG, STATE
+from router.app_keys import BACKEND, CONFIG, HUB, STATE
 from router.body import read_body
-from router.model_table import Directory, check_hope
+from router.hub.ids import looks_like_id
+from router.hub.jobs import JobState
+from router.hub.wishes import Wish
+from router.hub_api import allowed_path, fetched
+from router.model_table import check_hope
 from router.schemas import LoadModelBody, PinModelBody, SearchModelsBody
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -123,10 +127,17 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def load(request: web.Request) -> web.Response:
-    """Load a known or new model; answered when it is ready or has failed, with `wait` false at once (202)."""
+    """Load a known or new model; answered when it is ready or has failed, with `wait` false at once (202).
+
+    One that is on the hub alone is downloaded first; without `wait` the answer is then the download's job.
+    """
     body = await read_body(request, LoadModelBody)
     table = await _table(request)
-    name, path = _wanted(body, request.app[BACKEND].directory)
+    name, path = _wanted(body, request.app)
+    if path is not None and looks_like_id(path):
+        if not body.wait:
+            return json_response(_download_and_load(request.app, name, path), status=202)
+        path = await _downloaded(request.app, path)
     await request.app[BACKEND].control.ensure_model(name, path)
     if path is not None:
         request.app[BACKEND].names.remember_model(name, path)
@@ -189,11 +200,17 @@ async def _named(request: web.Request) -> ModelEntry:
     return request.app[BACKEND].directory.named(request.match_info["name"])
 
 
-def _wanted(body: LoadModelBody, directory: Directory) -> tuple[str, str | None]:
-    """Name and path of the model to load: of a known one, or of one to be registered."""
+def _wanted(body: LoadModelBody, app: web.Application) -> tuple[str, str | None]:
+    """Name and path of the model to load: of a known one, or of one to be registered.
+
+    The path is an allowed folder, or an id of the hub.
+    """
+    directory = app[BACKEND].directory
     if body.path is None:
         if not body.model:
             raise InvalidRequest("model is missing; give the name of a known model, or a path", param="model")
+        if directory.find(body.model) is None and looks_like_id(body.model):
+            return body.name or body.model, body.model
         return directory.named(body.model).name, None
     name = body.name or body.model or PurePath(body.path).name
     if not NAME.fullmatch(name) or ".." in name:
@@ -203,7 +220,29 @@ def _wanted(body: LoadModelBody, directory: Directory) -> tuple[str, str | None]
             f"path has {len(body.path)} characters; 1 to {MAX_PATH_CHARS} are allowed, none of them NUL",
             param="path",
         )
-    return name, body.path
+    if looks_like_id(body.path) and not (app[HUB].store.root / body.path).is_dir():
+        return name, body.path
+    return name, str(allowed_path(body.path, app[CONFIG], app[HUB].store))
+
+
+async def _downloaded(app: web.Application, model_id: str) -> str:
+    """The folder of a model of the hub, once it is there."""
+    hub = app[HUB]
+    if hub.store.has(model_id):
+        return str(hub.store.folder(model_id))
+    return str(await fetched(app, hub.jobs.start(Wish(id=model_id))))
+
+
+def _download_and_load(app: web.Application, name: str, model_id: str) -> JobState:
+    """Start the download of a model that is loaded when it has come."""
+    job = app[HUB].jobs.start(Wish(id=model_id))
+
+    async def finish() -> None:
+        path = await fetched(app, job)
+        await app[BACKEND].control.ensure_model(name, str(path))
+
+    app[HUB].jobs.afterwards(job, finish())
+    return job.state()
 
 
 async def _known(request: web.Request, name: str) -> ModelEntry:

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from common.errors import InvalidRequest, InvalidValue
 from common.messages import ChatMessage, ChatPrompt, Delta
@@ -35,10 +36,13 @@ class ChatPiece(Answer, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChunkChoice(Answer, frozen=True, kw_only=True):
+    """`drafted_chars`, which only a request with `show_drafts` gets: how much of the piece was drafted."""
+
     index: int
     delta: ChatPiece
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    drafted_chars: int | UnsetType = UNSET
 
 
 class ChatDialect:
@@ -47,6 +51,9 @@ class ChatDialect:
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def __init__(self, *, shows_drafts: bool = False) -> None:
+        self._shows_drafts = shows_drafts
 
     def whole_choice(self, index: int, completion: Completion) -> Answer:
         message = AnswerMessage(content=completion.text or "")
@@ -58,7 +65,8 @@ class ChatDialect:
 
     def piece(self, index: int, delta: Delta) -> Answer:
         found = chat_logprobs(delta.logprobs) if delta.logprobs else None
-        return ChunkChoice(index=index, delta=ChatPiece(content=delta.text), logprobs=found)
+        drafted = delta.drafted_chars if self._shows_drafts else UNSET
+        return ChunkChoice(index=index, delta=ChatPiece(content=delta.text), logprobs=found, drafted_chars=drafted)
 
     def last_piece(self, index: int, reason: str) -> Answer:
         return ChunkChoice(index=index, delta=ChatPiece(), finish_reason=reason)
@@ -84,7 +92,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     )
     return await openai.answer(
         request,
-        ChatDialect(),
+        ChatDialect(shows_drafts=bool(body.show_drafts)),
         model,
         generates,
         choices=choices,

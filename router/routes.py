@@ -2,7 +2,19 @@
 
 from aiohttp import web
 
-from router import advice, groups, health, metrics, models, native, openai_chat, openai_completions, openapi, stats
+from router import (
+    advice,
+    groups,
+    health,
+    hub_api,
+    metrics,
+    models,
+    native,
+    openai_chat,
+    openai_completions,
+    openapi,
+    stats,
+)
 from router.answers import Answer, json_response
 from router.version import VERSION
 
@@ -40,6 +52,18 @@ ROUTES = [
     web.get("/aliases", groups.list_aliases),
     web.put("/aliases/{name:.+}", groups.put_alias),
     web.delete("/aliases/{name:.+}", groups.delete_alias),
+    web.post("/hf/models/search", hub_api.search),
+    web.post("/hf/models/download", hub_api.download),
+    web.get("/hf/models/local", hub_api.list_local),
+    web.get("/hf/models/popular", hub_api.popular),
+    web.get("/hf/models/{id:.+}/info", hub_api.info),
+    web.get("/hf/models/{id:.+}/verify", hub_api.verify),
+    web.delete("/hf/models/{id:.+}", hub_api.delete),
+    web.get("/hf/jobs", hub_api.list_jobs),
+    web.get("/hf/jobs/{job}", hub_api.show_job),
+    web.get("/hf/jobs/{job}/events", hub_api.job_events),
+    web.delete("/hf/jobs/{job}", hub_api.cancel_job),
+    web.get("/hf/cache/stats", hub_api.stats),
     web.get("/health", health.show),
     web.get("/livez", health.live),
     web.get("/readyz", health.show),

@@ -137,12 +137,13 @@ class ChatTurn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatBody(OpenAIFields, frozen=True, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. `show_drafts`, ours: pieces of a stream tell how much of them was drafted."""
 
     messages: list[ChatTurn]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    show_drafts: bool | None = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
     functions: Unsupported = None

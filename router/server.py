@@ -13,7 +13,7 @@ from common.config import Config
 from common.keys import Keys, load_keys
 from common.logs import fields
 from router import control_client, data_socket, middleware
-from router.app_keys import BACKEND, CONFIG, KEYS, LEDGER, METERS, STATE, ServerState
+from router.app_keys import BACKEND, CONFIG, HUB, KEYS, LEDGER, METERS, STATE, Hub, ServerState
 from router.backend import Backend
 from router.data_socket import DataSocket
 from router.ledger import Ledger
@@ -39,6 +39,8 @@ def init_app(config: Config, backend: Backend, keys: Keys = Keys()) -> web.Appli
     app[BACKEND] = backend
     app[KEYS] = keys
     app[STATE] = ServerState()
+    app[HUB] = Hub()
+    app.on_cleanup.append(_end_downloads)
     app[LEDGER] = Ledger()
     app[METERS] = Meters()
     app[METERS].registry.register(LiveCollector(backend))
@@ -101,6 +103,10 @@ async def _serve_http(config: Config, backend: Backend) -> int:
     return EXIT_OK
 
 
+async def _end_downloads(app: web.Application) -> None:
+    await app[HUB].jobs.close()
+
+
 async def _until_drained(app: web.Application, timeout_s: float) -> None:
     """Wait for the first signal, then for the live requests, a second signal or the time limit."""
     first, second = _signals()
@@ -108,6 +114,7 @@ async def _until_drained(app: web.Application, timeout_s: float) -> None:
     state = app[STATE]
     state.is_draining = True
     app[BACKEND].stop_waiting()
+    await _end_downloads(app)  # they go on where they stopped when they are asked for again
     log.info("router drains %s", fields(live_requests=state.in_flight, timeout_s=timeout_s))
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):

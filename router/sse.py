@@ -39,7 +39,7 @@ async def respond(request: web.Request, streams: Streams, narrator: Narrator) ->
     Nothing is sent before the first event (or a pause), so that an error up to then is an ordinary answer; a
     later one is an event, and the last.
     """
-    out = _EventWriter(request)
+    out = EventWriter(request)
     try:
         async for item in with_pauses(streams, KEEP_ALIVE_S):
             if item is None:
@@ -59,7 +59,7 @@ async def respond(request: web.Request, streams: Streams, narrator: Narrator) ->
     return out.response
 
 
-class _EventWriter:
+class EventWriter:
     """Writes events; opens the response with the first."""
 
     def __init__(self, request: web.Request) -> None:

@@ -33,6 +33,7 @@ from common.messages import (
     Pin,
     Reload,
     Reply,
+    Status,
     Timings,
     TokenLogprob,
     Unload,
@@ -124,6 +125,8 @@ class FakeSupervisor:
                     self._send(client, Reply(call_id=call.call_id))
                 case Reload() as call:
                     self._send(client, Reply(call_id=call.call_id, message="changed engine.kv_bits\nremoved model old"))
+                case Status() as call:
+                    self._send(client, Reply(call_id=call.call_id))
                 case Unload() as call:
                     self.unloaded.append(call)
                     self._send(client, Reply(call_id=call.call_id, code=self.on_unload(call), message="told so"))
@@ -170,6 +173,7 @@ class FakeWorker:
         self.asked_hellos = 0
         self.hold_at: int | None = None  # tokens of a request after which it goes silent
         self.is_silent = False  # not even Accepted
+        self.drafted_chars = 0  # of each token's text
         self.answer: Callable[[Generate], FromWorkerData | None] = lambda generate: None
         self._steps = 0
         self._socket = sockets.connect_dealer(context, run_dir / sockets.DATA_SOCKET, identity)
@@ -210,6 +214,7 @@ class FakeWorker:
             request_id=generate.request_id,
             token_ids=(FIRST_TOKEN_ID + position,),
             text=piece(position),
+            drafted_chars=self.drafted_chars,
             logprobs=() if asked is None else (logprob(position, asked),),
         )
         await self.send(Deltas(step=self._steps, items=(delta,)))

@@ -36,7 +36,7 @@ def describe() -> str:
         return f"{name()}, {info.get('device_name', info.get('architecture', 'unknown device'))}"
     blas = _openblas()
     if blas is None:
-        return "cpu, the wheel's reference BLAS (slow; install cmeel-openblas)"
+        return f"cpu, the wheel's reference BLAS (slow; {openblas.advice()})"
     config = blas.openblas_get_config
     config.restype = ctypes.c_char_p
     version = config().decode().split()[1]

@@ -305,7 +305,7 @@ class IoThread:
         if stream.is_stopped:
             return None
         before = stream.tokens
-        text, logprobs = self._push(stream, gain)
+        text, drafted_chars, logprobs = self._push(stream, gain)
         if gain.finish:
             text += stream.finish()
         elif stream.is_stopped:
@@ -313,19 +313,23 @@ class IoThread:
         tokens = gain.tokens[: stream.tokens - before]
         if not tokens and not text:
             return None
-        return Delta(request_id=gain.request_id, token_ids=tokens, text=text, logprobs=logprobs)
+        return Delta(
+            request_id=gain.request_id, token_ids=tokens, text=text, drafted_chars=drafted_chars, logprobs=logprobs
+        )
 
-    def _push(self, stream: TextStream, gain: Gain) -> tuple[str, tuple[ChosenLogprob, ...]]:
-        """The text that may be sent, and the log-probabilities of the tokens up to a stop string."""
+    def _push(self, stream: TextStream, gain: Gain) -> tuple[str, int, tuple[ChosenLogprob, ...]]:
+        """The text that may be sent, its part of drafted tokens, and log-probabilities up to a stop string."""
         if not gain.logprobs:
-            return stream.push(gain.tokens), ()
+            drafted = stream.push(gain.tokens[: gain.accepted]) if gain.accepted else ""
+            rest = "" if stream.is_stopped else stream.push(gain.tokens[gain.accepted :])
+            return drafted + rest, len(drafted), ()
         assert self._served is not None
         sent, chosen = "", []
         for token, logprob in zip(gain.tokens, gain.logprobs, strict=True):
             if not stream.is_stopped:
                 chosen.append(self._served.texts.chosen(token, logprob, stream.characters))
                 sent += stream.push([token])
-        return sent, tuple(chosen)
+        return sent, 0, tuple(chosen)
 
     def _end(self, stream: TextStream, gain: Gain) -> Message | None:
         if gain.error is not None:

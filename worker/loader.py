@@ -37,7 +37,7 @@ class Loaded:
 def load(path: str, weights: str = "auto") -> Loaded:
     """Load a model folder or hub id. Raises `BadModel` with the reason when that can never work."""
     folder = _folder(path)
-    _check_safe(folder)
+    check_safe(folder)
     try:
         model, config = load_model(folder, lazy=True)
         tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
@@ -69,7 +69,7 @@ def _folder(path: str) -> Path:
         raise BadModel(f"{path} is no local folder and could not be fetched from the hub: {error}") from error
 
 
-def _check_safe(folder: Path) -> None:
+def check_safe(folder: Path) -> None:
     """Only safetensors, and no code from the model's folder."""
     try:
         config = load_config(folder)

@@ -1,6 +1,7 @@
 """The HTTP client of the verbs that talk to a running server."""
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -58,17 +59,26 @@ class Client:
                     raise _error(event)
                 yield event
 
+    @contextlib.contextmanager
     def _answer(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
-    ) -> http.client.HTTPResponse:
+    ) -> Iterator[http.client.HTTPResponse]:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._parts.hostname or "", self._parts.port, timeout=CONNECT_TIMEOUT_S)
-        payload = None if body is None else json.dumps(body)
+        with contextlib.closing(connection):
+            answer = self._begin(connection, method, path, None if body is None else json.dumps(body), timeout_s)
+            if answer.status >= 400:
+                raise _error(_decoded(answer.read()), answer.status)
+            yield answer
+
+    def _begin(
+        self, connection: http.client.HTTPConnection, method: str, path: str, payload: str | None, timeout_s: float
+    ) -> http.client.HTTPResponse:
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
             connection.request(method, path, payload, self._headers)
-            answer = connection.getresponse()
+            return connection.getresponse()
         except TimeoutError as error:
             raise NoServer(
                 f"{self.url} did not answer within {timeout_s:g} s; is it busy? see {self.url}/health"
@@ -78,9 +88,6 @@ class Client:
                 f"no server answers on {self.url} ({getattr(error, 'strerror', None) or error}); "
                 "start one with: mlxspec serve, or name another with --url"
             ) from error
-        if answer.status >= 400:
-            raise _error(_decoded(answer.read()), answer.status)
-        return answer
 
 
 def connect(options: argparse.Namespace) -> Client:

@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import MlxspecError
-from router.cli import doctor, running, serve, service, top
+from router.cli import (
+    completion,
+    configuration,
+    doctor,
+    groups,
+    hub,
+    run,
+    running,
+    serve,
+    service,
+    store,
+    top,
+)
 from router.cli.output import ExitStatus, Output, status_of
 from router.cli.verbs import Parser, Verbs
 from router.version import VERSION
@@ -16,12 +28,14 @@ EPILOG = """\
 examples:
   mlxspec serve                                    serve the models in ~/.mlxspec/models on 127.0.0.1:8000
   mlxspec serve --model-path ./my-model --port 8123
-  mlxspec serve --config config.toml
+  mlxspec download mlx-community/Qwen3-0.6B-4bit
+  mlxspec run smollm2-135m "What is the capital of France?"
 
 environment:
   MLXSPEC_HOME       where models, logs and sockets live (default: ~/.mlxspec)
   MLXSPEC_URL        the server that verbs talk to (default: the one running on MLXSPEC_HOME)
   MLXSPEC_API_KEY    the key that they send, if the server wants one
+  HF_TOKEN           for gated and private models; HF_ENDPOINT and HF_HUB_OFFLINE=1 count too
   MODEL_PATH         a model folder, a Hugging Face id, or a folder of model folders
   MEMORY_LIMIT_GB    memory for all models together
 
@@ -30,7 +44,7 @@ exit codes:
 
 `mlxspec COMMAND --help` says more about a command.
 """
-GROUPS = (serve, service, top, running, doctor)
+GROUPS = (serve, run, hub, store, running, top, groups, service, doctor, configuration, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,16 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitStatus.USAGE
     output = Output(is_json=getattr(options, "json", False))
     try:
-        return int(options.run(options, output))
-    except MlxspecError as error:
-        output.error(error)
-        return status_of(error)
+        return _run(options, output)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.OK
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    try:
+        return int(options.run(options, output))
+    except MlxspecError as error:
+        output.error(error)
+        return status_of(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

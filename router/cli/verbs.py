@@ -6,6 +6,7 @@ A file of verbs has one function `add_verbs(verbs)`. Each verb's parser names th
 
 import argparse
 import difflib
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from router.cli.output import ExitStatus, Output
 Run = Callable[[argparse.Namespace, Output], int]
 
 SERVER, MODELS, HUB, SETUP = "server", "models", "Hugging Face", "setup"
+WIDTH = 96  # of descriptions
 TITLES = (SERVER, MODELS, HUB, SETUP)  # in the order of the help
 
 
@@ -24,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._optionals.title = "options"
+        self._positionals.title = "arguments"
 
     def error(self, message: str) -> NoReturn:
         """One line with the next step. Exits with 2."""
@@ -70,7 +72,7 @@ class Verbs:
         self._lines.setdefault(topic, []).append((name, help))
         parser: Parser = self._parsers.add_parser(
             name,
-            description=description or f"{help[:1].upper()}{help[1:]}.",
+            description=textwrap.fill(description or f"{help[:1].upper()}{help[1:]}.", WIDTH),
             epilog=f"examples:\n{_indented(examples)}" if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -78,6 +80,10 @@ class Verbs:
         if run is not None:
             parser.set_defaults(run=run)
         return parser
+
+    def helps(self) -> list[tuple[str, str]]:
+        """Each verb with what it does."""
+        return [line for lines in self._lines.values() for line in lines]
 
     def in_help(self, text: str) -> str:
         """The help with the list of verbs by topic, before the options, in place of argparse's own."""

@@ -48,6 +48,7 @@ class CallDesk:
             case Reload():
                 return Reply(call_id=call.call_id, message="\n".join(self._reload()))
             case Status():
+                self._fleet.discover()
                 return Reply(call_id=call.call_id, message=self._describe())
         return Reply(call_id=call.call_id)
 

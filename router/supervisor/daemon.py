@@ -81,7 +81,7 @@ def run(
 
     `read_again` gives the configuration anew when somebody has changed it.
     """
-    check_default_model(config)
+    configuration.check_default_model(config)
     run_dir = sockets.prepare_run_dir(paths.run_dir())
     with contextlib.closing(sockets.lock_run_dir(run_dir)):
         try:
@@ -97,14 +97,6 @@ def run(
                 return asyncio.run(supervisor.run())
         finally:
             _tidy(run_dir)
-
-
-def check_default_model(config: Config) -> None:
-    """Raise `ConfigError` when the default model is none of the known ones."""
-    known = configuration.discover_models(config)
-    if config.default_model and config.default_model not in known:
-        names = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"default_model is {config.default_model!r}; known models: {names}")
 
 
 def _log_to(file: IO[bytes], level: str) -> None:
@@ -243,7 +235,7 @@ class Supervisor:
         """Read the configuration again and apply what changed; raises `ConfigError`, and then changes nothing."""
         try:
             wanted = self._read_again()
-            check_default_model(wanted)
+            configuration.check_default_model(wanted)
         except ConfigError as error:
             log.error("configuration not taken over: %s", error)
             self._console.say(f"configuration not taken over: {error}")

@@ -9,10 +9,12 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from common import config as configuration
 from common.config import Config, ModelConfig
+from common.footprint import PROCESS_BYTES
 from common.logs import fields
 from common.messages import (
     PROTOCOL_VERSION,
@@ -85,10 +87,16 @@ class Fleet:
         return [worker for model in self.models.values() for worker in model.workers]
 
     def discover(self) -> None:
-        """Register configured models and model folders that are not known yet."""
-        for name, found in configuration.discover_models(self.config).items():
+        """Register configured models and model folders that are not known yet; forget those whose folder is gone."""
+        known = configuration.discover_models(self.config)
+        for name, found in known.items():
             if name not in self.models:
                 self.register(name, found)
+        gone = [m for m in self.models.values() if m.name not in known and not m.has_process]
+        for model in gone:
+            if Path(model.path).is_absolute() and not Path(model.path).is_dir():
+                del self.models[model.name]
+                self.nudge()
 
     def register(self, name: str, settings: ModelConfig) -> Model:
         """Make `name` known. Nothing is loaded yet."""
@@ -341,7 +349,7 @@ class Fleet:
         model.last_used, model.last_used_at = self.clock(), time.time()
         worker.note = ""
         if model.facts:
-            worker.base_bytes = model.facts.weights_bytes + memory.PROCESS_BYTES
+            worker.base_bytes = model.facts.weights_bytes + PROCESS_BYTES
             model.need_bytes = worker.base_bytes + memory.kv_need(model.facts)
 
     def _share_memory(self) -> None:

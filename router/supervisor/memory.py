@@ -8,26 +8,30 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from common.config import SupervisorConfig
+from common.footprint import (
+    ADMITTED_TOKENS,
+    GIB,
+    ITEM_BYTES,
+    PROCESS_BYTES,
+    RAM_SHARE,
+    integer,
+    kv_bytes_per_token,
+    read_header,
+    served_form,
+)
 from common.messages import Heartbeat, ModelFacts
 from router.supervisor import pressure
 
-RAM_SHARE = 0.75
-GIB = 2**30
 METAL_SHARE_SMALL, METAL_SHARE = 2 / 3, 3 / 4  # what macOS recommends to wire at most, up to 36 GB and above
 SMALL_MAC_BYTES = 36 * GIB
 METAL_RESERVE_BYTES = GIB  # for the system's own use of the GPU
-PROCESS_BYTES = 256 * 2**20  # interpreter, MLX, tokenizer
-ADMITTED_TOKENS = 8192  # KV cache that a freshly loaded model is expected to fill
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-MAX_HEADER_BYTES = 100 * 2**20
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DTYPE_BYTES = {
     "F64": 8,
     "I64": 8,
@@ -99,25 +103,6 @@ def estimate_need(path: str, weights: str, draft_path: str = "") -> int | None:
     return size + ADMITTED_TOKENS * kv_bytes_per_token(config, served_form(weights)) + PROCESS_BYTES
 
 
-def served_form(weights: str) -> str:
-    """What "auto" means on this machine: float32 where MLX computes on a Linux CPU, else the form on disk."""
-    return ("float32" if computes_on_cpu() else "stored") if weights == "auto" else weights
-
-
-def computes_on_cpu() -> bool:
-    """Whether the installed MLX has no GPU backend."""
-    return sys.platform == "linux" and _is_installed("mlx-cpu") and not _is_installed("mlx-cuda-13")
-
-
-def kv_bytes_per_token(config: Header, form: str) -> int:
-    """Bytes of keys and values of one token in all layers; 0 when the config does not say."""
-    text = config.get("text_config") or config
-    layers, heads = _integer(text, "num_hidden_layers"), _integer(text, "num_attention_heads")
-    kv_heads = _integer(text, "num_key_value_heads") or heads
-    head_size = _integer(text, "head_dim") or (_integer(text, "hidden_size") // heads if heads else 0)
-    return 2 * layers * kv_heads * head_size * ITEM_BYTES.get(form, 2)
-
-
 def local_folder(path: str) -> Path | None:
     """The folder of a model: `path` itself, or its place in the Hugging Face cache; None if there is none."""
     if Path(path).is_dir():
@@ -145,28 +130,6 @@ def fingerprint(path: str) -> tuple[tuple[str, int, int], ...] | None:
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name, each with `dtype` and `shape`; empty if it is unreadable."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= MAX_HEADER_BYTES:
-                return {}
-            header = json.loads(file.read(length))
-    except (OSError, ValueError):
-        return {}
-    return {name: t for name, t in header.items() if _is_tensor(t)} if isinstance(header, dict) else {}
-
-
-def _is_tensor(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("dtype"), str)
-        and isinstance(entry.get("shape"), list)
-        and all(isinstance(n, int) and n >= 0 for n in entry["shape"])
-    )
-
-
 def _weights_bytes(folder: Path, config: Header, form: str) -> int:
     tensors: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -190,13 +153,8 @@ def _served_sizes(tensors: Header, quantization: Header, form: str) -> Iterator[
 
 def _group_size(quantization: Header, module: str) -> int:
     own = quantization.get(module)
-    size = _integer(own, "group_size") if isinstance(own, dict) else 0
-    return size or _integer(quantization, "group_size") or 64
-
-
-def _integer(values: Header, key: str) -> int:
-    value = values.get(key)
-    return value if isinstance(value, int) else 0
+    size = integer(own, "group_size") if isinstance(own, dict) else 0
+    return size or integer(quantization, "group_size") or 64
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -212,11 +170,3 @@ def _read_text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

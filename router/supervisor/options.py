@@ -25,7 +25,13 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        help="configuration file (default: config.toml in MLXSPEC_HOME, if there is one)",
+        help="configuration file, TOML or JSON (default: config.toml in MLXSPEC_HOME, if there is one)",
+    )
+    how.add_argument(
+        "--draft-ratio",
+        metavar="R",
+        type=float,
+        help="share of a model's own layers in its drafter (default: 0.5; 0: none)",
     )
     how.add_argument("--log-level", choices=LOG_LEVELS, help="how much the logs say (default: info)")
 
@@ -36,6 +42,7 @@ def read_config(arguments: argparse.Namespace) -> Config:
         "server.host": arguments.host,
         "server.port": arguments.port,
         "supervisor.memory_limit_gb": arguments.memory_limit_gb,
+        "speculation.draft_layers_ratio": arguments.draft_ratio,
         "log.level": arguments.log_level,
     }
     env = dict(os.environ)

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from common.config import Config, ServerConfig
+from common.config import Config, HubConfig, ServerConfig
 from common.messages import EnsureModel, ModelFacts
 from common.states import WorkerState
 from tests.fakes import Cluster, FakeWorker, running_cluster, wait_until
@@ -69,20 +69,22 @@ async def test_load_is_answered_when_the_model_is_ready(cluster: Cluster) -> Non
     assert (status, answer["state"]) == (200, "ready")
 
 
-async def test_load_of_a_new_path_registers_it_under_a_name(cluster: Cluster, worker: FakeWorker) -> None:
-    def register(call: EnsureModel) -> str:
-        cluster.supervisor.set(call.name, WorkerState.READY)
-        return ""
+async def test_load_of_a_new_path_registers_it_under_a_name() -> None:
+    async with running_cluster(Config(hub=HubConfig(model_roots=["/some/folder"]))) as cluster:
 
-    cluster.supervisor.on_ensure = register
-    status, answer = await load(cluster, path="/some/folder/new")
-    assert (status, answer["name"]) == (200, "new")
-    status, answer = await load(cluster, path="org/model", name="org/mine")
-    assert (status, answer["name"]) == (200, "org/mine")
-    assert [(call.name, call.path) for call in cluster.supervisor.ensured] == [
-        ("new", "/some/folder/new"),
-        ("org/mine", "org/model"),
-    ]
+        def register(call: EnsureModel) -> str:
+            cluster.supervisor.set(call.name, WorkerState.READY)
+            return ""
+
+        cluster.supervisor.on_ensure = register
+        status, answer = await load(cluster, path="/some/folder/new")
+        assert (status, answer["name"]) == (200, "new")
+        status, answer = await load(cluster, path="/some/folder/new", name="org/mine")
+        assert (status, answer["name"]) == (200, "org/mine")
+        assert [(call.name, call.path) for call in cluster.supervisor.ensured] == [
+            ("new", "/some/folder/new"),
+            ("org/mine", "/some/folder/new"),
+        ]
 
 
 async def test_failed_load_is_503_with_the_reason(cluster: Cluster) -> None:

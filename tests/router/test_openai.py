@@ -202,3 +202,12 @@ async def test_official_client_understands_everything(cluster: Cluster, worker: 
         assert (await client.models.retrieve("tiny")).owned_by == "mlxspec"
         with pytest.raises(openai.NotFoundError, match="known models: tiny"):
             await client.chat.completions.create(model="no", messages=[{"role": "user", "content": "Hi"}])
+
+
+async def test_drafted_characters_are_told_on_request_only(cluster: Cluster, worker: FakeWorker) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    chunks = await stream(cluster, "/v1/chat/completions", **body)
+    assert not any("drafted_chars" in choice for chunk in chunks for choice in chunk["choices"])
+    chunks = await stream(cluster, "/v1/chat/completions", **body, show_drafts=True)
+    pieces = [choice for chunk in chunks for choice in chunk["choices"] if choice["delta"].get("content")]
+    assert [piece["drafted_chars"] for piece in pieces] == [0, 0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from common import footprint
 from common.config import SupervisorConfig
 from common.messages import Heartbeat
 from router.supervisor import memory
@@ -79,10 +80,10 @@ def test_packed_weights_grow_when_they_are_unpacked(tmp_path: Path, form: str, i
 
 
 def test_auto_means_float32_where_mlx_computes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "computes_on_cpu", lambda: True)
+    monkeypatch.setattr(footprint, "computes_on_cpu", lambda: True)
     assert memory.served_form("auto") == "float32"
     assert memory.served_form("stored") == "stored"
-    monkeypatch.setattr(memory, "computes_on_cpu", lambda: False)
+    monkeypatch.setattr(footprint, "computes_on_cpu", lambda: False)
     assert memory.served_form("auto") == "stored"
 
 

@@ -1,0 +1,272 @@
+"""What the hub has: search, popular models, and all about one of them."""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from huggingface_hub import HfApi, ModelInfo, get_session
+from huggingface_hub.file_download import hf_hub_download
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from common import paths
+from common.errors import InvalidValue
+from router.hub import failures, fit
+from router.hub.files import needed_files
+from router.hub.fit import Drafters, Fit
+from router.hub.ids import check_id, check_revision
+from router.hub.store import FileRecord, Store, quantization_of
+
+disable_progress_bars()
+
+SORTS = ("downloads", "likes", "trending_score", "last_modified", "created_at")
+TASKS = ("text-generation", "any")
+MAX_RESULTS = 100
+TIMEOUT_S = 15.0
+_EXPAND = [
+    "downloads",
+    "likes",
+    "lastModified",
+    "library_name",
+    "tags",
+    "safetensors",
+    "config",
+    "gated",
+    "pipeline_tag",
+]
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to look for. `library` "mlx" alone, "any" for all; by default MLX models come first.
+
+    `max_size_gb` counts the files' bytes; models of unknown size are left out by it.
+    """
+
+    query: str = ""
+    task: str = "text-generation"
+    library: str = "mlx-first"
+    sort: str = "downloads"
+    license: str | None = None
+    max_size_gb: float | None = None
+    limit: int = 20
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on the hub."""
+
+    id: str
+    downloads: int
+    likes: int
+    updated: str | None
+    library: str
+    license: str | None
+    size_bytes: int | None
+    parameters: int | None
+    quantization: str
+    architecture: str
+    gated: bool
+    is_local: bool
+    drafts: list[str]
+
+
+class Details(msgspec.Struct, frozen=True, kw_only=True):
+    """All about one model. `files` are those that would be downloaded."""
+
+    id: str
+    revision: str
+    source: str
+    architecture: str
+    quantization: str
+    license: str | None
+    gated: bool
+    size_bytes: int
+    parameters: int | None
+    context_tokens: int | None
+    files: list[FileRecord]
+    fit: Fit
+    drafters: Drafters
+    local_path: str | None
+
+
+def check_query(query: Query) -> None:
+    """Raise `InvalidValue` for what cannot be looked for."""
+    if query.sort not in SORTS:
+        raise InvalidValue(f"sort is {query.sort!r}; possible: {', '.join(SORTS)}", param="sort")
+    if query.task not in TASKS:
+        raise InvalidValue(f"task is {query.task!r}; possible: {', '.join(TASKS)}", param="task")
+    if query.library not in ("mlx", "mlx-first", "any"):
+        raise InvalidValue(f"library is {query.library!r}; possible: mlx, mlx-first, any", param="library")
+    if not 1 <= query.limit <= MAX_RESULTS:
+        raise InvalidValue(f"limit is {query.limit}; it must lie in [1, {MAX_RESULTS}]", param="limit")
+    if query.max_size_gb is not None and not query.max_size_gb > 0:
+        raise InvalidValue(f"max_size_gb is {query.max_size_gb}; it must be positive", param="max_size_gb")
+    if len(query.query) > 200:
+        raise InvalidValue(f"query has {len(query.query)} characters; at most 200 are allowed", param="query")
+
+
+def search(query: Query, store: Store) -> list[Found]:
+    """Models that fit the query, those for MLX first unless it wants all alike. Raises hub errors of ours."""
+    check_query(query)
+    choices: dict[str, list[str | None]] = {"mlx": ["mlx"], "any": [None], "mlx-first": ["mlx", None]}
+    found: dict[str, Found] = {}
+    for library in choices[query.library]:
+        for model in _listed(query, library):
+            if len(found) >= query.limit:
+                break
+            item = _found(model, store)
+            if _is_small_enough(item, query.max_size_gb):
+                found.setdefault(item.id, item)
+    return list(found.values())
+
+
+def popular(store: Store, limit: int = 20) -> list[Found]:
+    """The most downloaded MLX text models; those that have a draft head on this machine come first."""
+    models = search(Query(library="mlx", limit=limit), store)
+    return sorted(models, key=lambda model: not model.drafts)
+
+
+def info(model_id: str, store: Store, revision: str | None = None, memory_limit_gb: float = 0.0) -> Details:
+    """A model in the store, if it is there and no revision is asked for; else one on the hub."""
+    if revision is None and store.has(model_id):
+        return _local_info(model_id, store, memory_limit_gb)
+    return _hub_info(model_id, store, revision, memory_limit_gb)
+
+
+def hub_model(model_id: str, revision: str | None) -> ModelInfo:
+    """The hub's record of a model, with sizes and hashes of its files. Raises hub errors of ours."""
+    check_id(model_id)
+    if revision is not None:
+        check_revision(revision)
+    with failures.told(model_id, revision):
+        api = HfApi(endpoint=failures.endpoint())
+        return api.model_info(model_id, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+
+
+def _hub_info(model_id: str, store: Store, revision: str | None, memory_limit_gb: float) -> Details:
+    model = hub_model(model_id, revision)
+    files = needed_files(model)
+    config = _hub_config(model_id, model.sha or revision)
+    weights = sum(file.size for file in files if file.name.endswith(".safetensors"))
+    parameters = _parameters(model)
+    served = fit.served_bytes(parameters, config, weights) if weights else None
+    return Details(
+        id=model.id,
+        revision=model.sha or "",
+        source="hub",
+        architecture=str(config.get("model_type", "unknown")),
+        quantization=quantization_of(config),
+        license=_license(model.tags),
+        gated=bool(model.gated),
+        size_bytes=sum(file.size for file in files),
+        parameters=fit.element_count(parameters, config) if parameters else None,
+        context_tokens=_context(config),
+        files=files,
+        fit=fit.judge(config, served, memory_limit_gb),
+        drafters=fit.drafters_of(model_id, config),
+        local_path=str(store.folder(model_id)) if store.has(model_id) else None,
+    )
+
+
+def _local_info(name: str, store: Store, memory_limit_gb: float) -> Details:
+    folder = store.find(name)
+    model = store.describe(folder)
+    config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes())
+    files = [FileRecord(name=f.name, size=f.stat().st_size) for f in sorted(folder.iterdir()) if _is_model_file(f.name)]
+    weights = sum(file.size for file in files if file.name.endswith(".safetensors"))
+    parameters = fit.safetensors_elements(folder)
+    return Details(
+        id=name,
+        revision=model.revision or "",
+        source="local",
+        architecture=model.architecture,
+        quantization=model.quantization,
+        license=None,
+        gated=False,
+        size_bytes=sum(file.size for file in files),
+        parameters=fit.element_count(parameters, config) if parameters else None,
+        context_tokens=_context(config),
+        files=files,
+        fit=fit.judge(config, fit.served_bytes(parameters, config, weights) if weights else None, memory_limit_gb),
+        drafters=fit.drafters_of(name, config),
+        local_path=str(folder),
+    )
+
+
+def _is_model_file(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _hub_config(model_id: str, revision: str | None) -> dict[str, Any]:
+    with failures.told(model_id, revision), tempfile.TemporaryDirectory() as folder:
+        path = hf_hub_download(
+            model_id, "config.json", revision=revision, local_dir=folder, endpoint=failures.endpoint()
+        )
+        with open(path, "rb") as file:
+            config = msgspec.json.decode(file.read())
+    return config if isinstance(config, dict) else {}
+
+
+def _listed(query: Query, library: str | None) -> Iterable[ModelInfo]:
+    tags = [library] if library else []
+    if query.license:
+        tags.append(f"license:{query.license}")
+    # More than wanted where some are left out afterwards.
+    limit = query.limit * 5 if query.max_size_gb else query.limit
+    with failures.told(query.query or "the list of models"):
+        # Without a network the library's own retries would take half a minute to say so.
+        get_session().head(failures.endpoint(), timeout=TIMEOUT_S)
+        api = HfApi(endpoint=failures.endpoint())
+        listed = api.list_models(
+            search=query.query or None,
+            filter=tags or None,
+            pipeline_tag=None if query.task == "any" else query.task,
+            sort=query.sort,  # type: ignore[arg-type]
+            limit=limit,
+            expand=_EXPAND,  # type: ignore[arg-type]
+        )
+        return list(listed)
+
+
+def _found(model: ModelInfo, store: Store) -> Found:
+    parameters, config = _parameters(model), model.config or {}
+    name = model.id
+    return Found(
+        id=name,
+        downloads=model.downloads or 0,
+        likes=model.likes or 0,
+        updated=model.last_modified.date().isoformat() if model.last_modified else None,
+        library="mlx" if "mlx" in (model.tags or ()) else model.library_name or "unknown",
+        license=_license(model.tags),
+        size_bytes=fit.stored_bytes(parameters) or None,
+        parameters=fit.element_count(parameters, config) or None,
+        quantization=quantization_of(config),
+        architecture=str(config.get("model_type", "unknown")),
+        gated=bool(model.gated),
+        is_local=_is_local(name, store),
+        drafts=fit.trained_heads(name, paths.drafts_dir()),
+    )
+
+
+def _is_local(name: str, store: Store) -> bool:
+    try:
+        return store.has(name)
+    except InvalidValue:  # the hub has stranger names than the store
+        return False
+
+
+def _parameters(model: ModelInfo) -> Mapping[str, int]:
+    return model.safetensors.parameters if model.safetensors else {}
+
+
+def _license(tags: Iterable[str] | None) -> str | None:
+    return next((tag.partition(":")[2] for tag in tags or () if tag.startswith("license:")), None)
+
+
+def _is_small_enough(model: Found, limit_gb: float | None) -> bool:
+    return limit_gb is None or (model.size_bytes is not None and model.size_bytes <= limit_gb * 1e9)
+
+
+def _context(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config") or config
+    value = text.get("max_position_embeddings")
+    return value if isinstance(value, int) else None

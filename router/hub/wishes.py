@@ -1,0 +1,37 @@
+"""What can be wished for, and how it is told of: light, for those that only pass it on."""
+
+import msgspec
+
+from router.hub.ids import check_form, check_id, check_revision, converted_name
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to download: a model of the hub at a revision (main), in another form if one is named."""
+
+    id: str
+    revision: str | None = None
+    quantize: str | None = None
+    group_size: int | None = None
+    force: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name under which it will be in the store."""
+        return converted_name(self.id, self.quantize)
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far it is. `stage`: looking, downloading, converting, ready."""
+
+    stage: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+def check_wish(wish: Wish) -> None:
+    """Raise `InvalidValue` for what can never be downloaded."""
+    check_id(wish.id)
+    if wish.revision is not None:
+        check_revision(wish.revision)
+    check_form(wish.quantize, wish.group_size)
+    check_id(wish.name)
