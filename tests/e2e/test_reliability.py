@@ -21,6 +21,7 @@ import pytest
 from common.config import SupervisorConfig
 from common.states import WorkerState
 from router.supervisor.machine import restart_delay
+from router.supervisor.policy import MOST_CACHE_BYTES
 from tests.e2e.figures import FIGURES
 from tests.e2e.server import is_alive, wait_until
 from tests.e2e.stage import (
@@ -266,7 +267,9 @@ async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: S
             f"{name} {old_rss >> 20} -> {rss >> 20} MB, files {old_files} -> {files}, "
             f"threads {old_threads} -> {threads}",
         )
-        assert drift <= max(0.01 * old_rss, 64 << 20), name
+        # A short run ends before MLX's buffers have all the shapes that they are going to keep.
+        still_filling = 0 if soak_minutes() or name != "worker" else MOST_CACHE_BYTES
+        assert drift <= max(0.01 * old_rss, 64 << 20) + still_filling, name
         assert files <= old_files + 4, name
         assert threads <= old_threads + 2, name
     assert wrong == 0
