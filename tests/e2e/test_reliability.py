@@ -267,7 +267,7 @@ async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: S
             f"{name} {old_rss >> 20} -> {rss >> 20} MB, files {old_files} -> {files}, "
             f"threads {old_threads} -> {threads}",
         )
-        # A short run ends before MLX's buffers have all the shapes that they are going to keep.
+        # Loose: a worker's footprint still grows in the first minutes, and why is not known yet (docs/reliability.md).
         still_filling = 0 if soak_minutes() or name != "worker" else MOST_CACHE_BYTES
         assert drift <= max(0.01 * old_rss, 64 << 20) + still_filling, name
         assert files <= old_files + 4, name
