@@ -7,6 +7,8 @@ import msgspec
 from aiohttp import web
 
 from router.answers import ErrorAnswer
+from router.hub.catalog import Query
+from router.hub_api import DownloadBody
 from router.schemas import (
     AliasBody,
     BatchGenerateBody,
@@ -32,6 +34,8 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "POST /models/pin": PinModelBody,
     "POST /models/search": SearchModelsBody,
     "POST /groups": NamedGroupBody,
+    "POST /hf/models/search": Query,
+    "POST /hf/models/download": DownloadBody,
     "PUT /groups/{name}": GroupBody,
     "PUT /aliases/{name}": AliasBody,
 }

@@ -30,6 +30,7 @@ def add_verbs(verbs: Verbs) -> None:
         help="check this machine and the configuration, and say what to do",
         description="Check this machine and the configuration, and say what to do. "
         "Takes the options of `mlxspec serve`. Exit code 1 if the server could not work.",
+        examples="mlxspec doctor\nmlxspec doctor --config config.toml --json",
         run=examine,
     )
     add_serve_options(parser)

@@ -15,7 +15,13 @@ COLUMNS = ("MODEL", "STATE", "PID", "MEMORY", "RUNNING", "WAITING", "UP", "IDLE"
 
 
 def add_verbs(verbs: Verbs) -> None:
-    parser = verbs.add("ps", topic=MODELS, help="models with their processes, memory and work", run=show_processes)
+    parser = verbs.add(
+        "ps",
+        topic=MODELS,
+        help="models with their processes, memory and work",
+        examples="mlxspec ps\nmlxspec ps --all --json",
+        run=show_processes,
+    )
     parser.add_argument("-a", "--all", action="store_true", help="also those that are not loaded")
     add_server(parser)
     parser = verbs.add(
@@ -32,7 +38,9 @@ def add_verbs(verbs: Verbs) -> None:
     _add_named(verbs, "unload", "unload a model when its requests are done", unload)
     _add_named(verbs, "pin", "load a model and keep it loaded", pin)
     _add_named(verbs, "unpin", "let a pinned model go again when room is needed", unpin)
-    add_server(verbs.add("reload", topic=SERVER, help="read the configuration again", run=reload))
+    add_server(
+        verbs.add("reload", topic=SERVER, help="read the configuration again", examples="mlxspec reload", run=reload)
+    )
 
 
 def show_processes(options: argparse.Namespace, output: Output) -> int:
@@ -131,7 +139,7 @@ def age(seconds: float) -> str:
 
 
 def _add_named(verbs: Verbs, name: str, what: str, run: Run) -> None:
-    parser = verbs.add(name, topic=MODELS, help=what, run=run)
+    parser = verbs.add(name, topic=MODELS, help=what, examples=f"mlxspec {name} smollm2-135m", run=run)
     parser.add_argument("model", help="a model's name")
     add_server(parser)
 

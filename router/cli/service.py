@@ -29,7 +29,7 @@ def add_verbs(verbs: Verbs) -> None:
         topic=SERVER,
         help="run the server in the background, now and after every start of the machine",
         examples="mlxspec service install --port 8123\n"
-        "mlxspec service print --system        show the file, change nothing\n"
+        "mlxspec service print --system   # show the file, change nothing\n"
         "mlxspec service logs --follow",
     )
     commands = Verbs(parser, "service_command", is_required=True)

@@ -27,6 +27,7 @@ def add_verbs(verbs: Verbs) -> None:
         topic=SERVER,
         help="watch the server live: models, memory, tokens, acceptance, queue",
         description="Watch the server live until Ctrl-C. Without a terminal, or with --once, it is shown once.",
+        examples="mlxspec top\nmlxspec top --every 5",
         run=watch,
     )
     parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between two looks (default: 1)")

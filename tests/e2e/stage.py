@@ -189,7 +189,7 @@ async def run_clients(stage: Stage, work: Sequence[dict[str, Any]], clients: int
 
 def mixed_bodies(count: int) -> list[dict[str, Any]]:
     """Requests of all lengths, samplers and drafters, streamed and whole, the same in every run."""
-    rng, longest = random.Random(1), 48 if is_full() or soak_minutes() else 12
+    rng, longest = random.Random(1), 48 if is_full() else 12
     return [
         {
             "prompt": " ".join(rng.choice(("red", "green", "blue", "one", "two")) for _ in range(rng.randint(1, 80))),

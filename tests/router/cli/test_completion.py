@@ -10,7 +10,7 @@ from router.cli.completion import SCRIPTS, places
 
 TIMEOUT_S = 30
 ASKED = [
-    ("se", ["search", "serve"]),
+    ("se", ["search", "serve", "service"]),
     ("serve --log-level de", ["debug"]),
     ("serve --mod", ["--model-path"]),
     ("config ", ["check", "show"]),

@@ -139,7 +139,7 @@ def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     asked = 'COMP_WORDS=(mlxspec {words}); COMP_CWORD={at}; _mlxspec; echo "${{COMPREPLY[@]}}"'
-    for words, at, wanted in (("do", 1, "download"), ("download x --qu", 3, "--quantize"), ("groups cr", 2, "create")):
+    for words, at, wanted in (("dow", 1, "download"), ("download x --qu", 3, "--quantize"), ("groups cr", 2, "create")):
         done = subprocess.run(
             ["bash", "-c", script + asked.format(words=words, at=at)], capture_output=True, text=True, check=True
         )
