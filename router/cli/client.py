@@ -93,7 +93,7 @@ class Client:
 def connect(options: argparse.Namespace) -> Client:
     """The client of the server that options, environment or the running server's own configuration name."""
     url = options.url or os.environ.get("MLXSPEC_URL", "").strip() or _own_url()
-    return Client(url, options.api_key or os.environ.get("MLXSPEC_API_KEY", "").strip())
+    return Client(url, os.environ.get("MLXSPEC_API_KEY", "").strip())  # not an option: others can read a command line
 
 
 def _own_url() -> str:

@@ -199,7 +199,7 @@ def download(wish: Wish, output: Output, *, is_for_server: bool = False) -> int:
 def tell_server(output: Output) -> None:
     """Have a server that runs on the same store look for new models; none has to run."""
     try:
-        connect(argparse.Namespace(url=None, api_key=None)).get("/hf/models/local")
+        connect(argparse.Namespace(url=None)).get("/hf/models/local")
     except NoServer:
         return
     except MlxspecError as error:

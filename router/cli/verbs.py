@@ -107,7 +107,6 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Which server to talk to, and `--json`: the options of every verb that does."""
     where = parser.add_argument_group("server")
     where.add_argument("--url", metavar="URL", help="the server (default: MLXSPEC_URL, else the one of MLXSPEC_HOME)")
-    where.add_argument("--api-key", metavar="KEY", help="its key (default: MLXSPEC_API_KEY)")
     add_json(parser)
 
 

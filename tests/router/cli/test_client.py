@@ -80,7 +80,7 @@ def test_server_is_found_by_option_environment_run_dir_and_configuration(
 ) -> None:
     monkeypatch.setenv("MLXSPEC_HOME", str(tmp_path))
     monkeypatch.delenv("MLXSPEC_URL", raising=False)
-    options = argparse.Namespace(url=None, api_key=None)
+    options = argparse.Namespace(url=None)
     assert connect(options).url == "http://127.0.0.1:8000"
     (tmp_path / "config.toml").write_text("[server]\nport = 8100\n")
     assert connect(options).url == "http://127.0.0.1:8100"
@@ -89,6 +89,6 @@ def test_server_is_found_by_option_environment_run_dir_and_configuration(
     assert connect(options).url == "http://[::1]:8200"
     monkeypatch.setenv("MLXSPEC_URL", "localhost:8300")
     assert connect(options).url == "http://localhost:8300"
-    assert connect(argparse.Namespace(url="http://localhost:8400", api_key=None)).url == "http://localhost:8400"
+    assert connect(argparse.Namespace(url="http://localhost:8400")).url == "http://localhost:8400"
     with pytest.raises(ConfigError, match="no server's address"):
         Client("ftp://x")

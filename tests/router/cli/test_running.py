@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from common.config import Config, HubConfig
 from common.errors import ConfigError
 from common.messages import EnsureModel
 from common.states import WorkerState
@@ -69,7 +70,7 @@ async def test_load_of_a_folder_sends_its_absolute_path(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    async with running_cluster() as cluster:
+    async with running_cluster(Config(hub=HubConfig(model_roots=[str(tmp_path)]))) as cluster:
         cluster.supervisor.set("mine", WorkerState.STOPPED)
         await wait_until(lambda: cluster.backend.directory.find("mine"))
         assert await mlxspec(cluster, "load", "./mine", "--no-wait") == 0
