@@ -199,7 +199,8 @@ def check_default_model(config: Config) -> None:
 def discover_models(config: Config) -> dict[str, ModelConfig]:
     """Configured models, those registered over HTTP and every folder in MLXSPEC_HOME/models, as NAME or OWNER/NAME."""
     saved = saved_state.load(saved_state.default_path())
-    registered = {name: ModelConfig(path=path) for name, path in saved.models.items()}
+    there = {name: path for name, path in saved.models.items() if not os.path.isabs(path) or os.path.isdir(path)}
+    registered = {name: ModelConfig(path=path) for name, path in there.items()}
     models = registered | _found_models(paths.models_dir()) | config.models
     pins = {name: pin for name, pin in saved.pins.items() if name in models}
     return models | {name: msgspec.structs.replace(models[name], pin=pin) for name, pin in pins.items()}

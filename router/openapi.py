@@ -1,6 +1,7 @@
 """GET /openapi.json: all routes as an OpenAPI document, made from the route table and the bodies' structs."""
 
 import inspect
+import re
 from typing import Any
 
 import msgspec
@@ -76,8 +77,10 @@ def _operation(route: web.AbstractRoute, path: str) -> Json:
     }
     if text := inspect.getdoc(route.handler):
         operation["summary"] = text.partition("\n")[0]
-    if "{name}" in path:
-        operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if names := re.findall(r"{(\w+)}", path):
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
     if body := BODIES.get(f"{route.method} {path}"):
         operation["requestBody"] = {"required": True, "content": _content(body)}
     return operation

@@ -1,11 +1,12 @@
 """Groups, aliases, pins and registered models: made over HTTP, used as a model's name, there after a restart."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.config import Config, ModelConfig, discover_models
+from common.config import Config, HubConfig, ModelConfig, discover_models
 from common.errors import ModelNotFound
 from common.groups import Group
 from common.messages import ModelEntry
@@ -126,26 +127,28 @@ async def test_models_are_searched_by_words_and_state() -> None:
         assert (await call(cluster, "POST", "/models/search", {"limit": 1}))[1]["total"] == 2
 
 
-async def test_what_was_set_over_http_is_there_after_a_restart(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLXSPEC_HOME", str(cluster.run_dir))
-    await cluster.serve_model("tiny#1")
-    assert (await call(cluster, "POST", "/groups", {"name": "g", "models": ["tiny"]}))[0] == 201
-    assert (await call(cluster, "PUT", "/aliases/x", {"model": "tiny"}))[0] == 200
-    assert (await call(cluster, "POST", "/models/pin", {"model": "tiny"}))[0] == 200
-    assert [(pin.name, pin.pinned) for pin in cluster.supervisor.pins] == [("tiny", True)]
-    cluster.supervisor.set("new", STOPPED)
-    body = {"path": "/some/new", "name": "new", "wait": False}
-    assert (await call(cluster, "POST", "/models/load", body))[0] == 202
-    path = cluster.run_dir / FILE
-    assert path.stat().st_mode & 0o777 == 0o600
-    names = Names(Config(), path)
-    assert (names.groups["g"].models, names.aliases) == (("tiny",), {"x": "tiny"})
-    known = discover_models(Config(models={"tiny": ModelConfig(path="/t")}))
-    assert known["new"].path == "/some/new"
-    assert known["tiny"] == ModelConfig(path="/t", pin=True)
-    assert list(cluster.run_dir.glob(f"{FILE}.*")) == []
+async def test_what_was_set_over_http_is_there_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_cluster(Config(hub=HubConfig(model_roots=[str(tmp_path)]))) as cluster:
+        monkeypatch.setenv("MLXSPEC_HOME", str(cluster.run_dir))
+        await cluster.serve_model("tiny#1")
+        assert (await call(cluster, "POST", "/groups", {"name": "g", "models": ["tiny"]}))[0] == 201
+        assert (await call(cluster, "PUT", "/aliases/x", {"model": "tiny"}))[0] == 200
+        assert (await call(cluster, "POST", "/models/pin", {"model": "tiny"}))[0] == 200
+        assert [(pin.name, pin.pinned) for pin in cluster.supervisor.pins] == [("tiny", True)]
+        cluster.supervisor.set("new", STOPPED)
+        folder = tmp_path / "new"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        body = {"path": str(folder), "name": "new", "wait": False}
+        assert (await call(cluster, "POST", "/models/load", body))[0] == 202
+        path = cluster.run_dir / FILE
+        assert path.stat().st_mode & 0o777 == 0o600
+        names = Names(Config(), path)
+        assert (names.groups["g"].models, names.aliases) == (("tiny",), {"x": "tiny"})
+        known = discover_models(Config(models={"tiny": ModelConfig(path="/t")}))
+        assert known["new"].path == str(folder)
+        assert known["tiny"] == ModelConfig(path="/t", pin=True)
+        assert list(cluster.run_dir.glob(f"{FILE}.*")) == []
 
 
 async def test_unreadable_state_is_put_aside(cluster: Cluster) -> None:

@@ -42,6 +42,8 @@ async def test_fuzzer_finds_no_fault_of_the_server(cluster: Cluster, worker: Fak
         f"http://127.0.0.1:{cluster.port}/openapi.json",
         "--checks=not_a_server_error",
         "--mode=all",
+        # What asks Hugging Face answers 503 where there is no network, as it should.
+        "--exclude-path-regex=^/hf/models/(search|download|popular|.*/info)$",
         "--phases=fuzzing",
         f"--max-examples={EXAMPLES}",
         "--request-timeout=10",

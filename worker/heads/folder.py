@@ -94,7 +94,7 @@ def load(folder: Path, target: str, model: nn.Module | None = None, dtype: mx.Dt
         if dtype is not None:
             weights = {n: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in weights.items()}
         head.load_weights(list(weights.items()))
-        if config.bits and dtype == mx.float32:  # a CPU is slow at everything but floats of 32 bits
+        if config.bits and dtype is not None and dtype == mx.float32:  # a CPU is slow at all other forms
             head = dequantize_model(head)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise BadHead(f"the head in {folder} cannot be read: {error}") from error
