@@ -15,8 +15,13 @@ def models_dir() -> Path:
 
 
 def drafts_dir() -> Path:
-    """Trained draft heads; each folder's config.json names its `target`."""
+    """Trained draft heads; each folder's report.json names the `model` and says whether the head `is_used`."""
     return home() / "drafts"
+
+
+def shipped_drafts_dir() -> Path:
+    """Draft heads that come with mlxspec."""
+    return Path(__file__).parents[1] / "worker" / "heads" / "shipped"
 
 
 def logs_dir() -> Path:

@@ -10,6 +10,7 @@ from router.cli import (
     completion,
     configuration,
     doctor,
+    draft,
     groups,
     hub,
     run,
@@ -44,7 +45,7 @@ exit codes:
 
 `mlxspec COMMAND --help` says more about a command.
 """
-GROUPS = (serve, run, hub, store, running, top, groups, service, doctor, configuration, completion)
+GROUPS = (serve, run, hub, store, draft, running, top, groups, service, doctor, configuration, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from huggingface_hub import HfApi, ModelInfo, get_session
 from huggingface_hub.file_download import hf_hub_download
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from common import paths
 from common.errors import InvalidValue
 from router.hub import failures, fit
 from router.hub.files import needed_files
@@ -243,7 +242,7 @@ def _found(model: ModelInfo, store: Store) -> Found:
         architecture=str(config.get("model_type", "unknown")),
         gated=bool(model.gated),
         is_local=_is_local(name, store),
-        drafts=fit.trained_heads(name, paths.drafts_dir()),
+        drafts=fit.trained_heads(name),
     )
 
 

@@ -136,24 +136,27 @@ def drafters_of(name: str, config: Mapping[str, Any], drafts: Path | None = None
     return Drafters(
         copying=list(COPYING),
         own_layers=isinstance(layers, int) and layers >= 4,
-        trained=trained_heads(name, drafts or paths.drafts_dir()),
+        trained=trained_heads(name, drafts),
     )
 
 
-def trained_heads(name: str, drafts: Path) -> list[str]:
-    """Draft heads in `drafts` that were made for `name`: their config.json says so, or they have its name."""
-    return sorted(path.parent.name for path in drafts.glob("*/config.json") if _is_for(name, path))
+def trained_heads(name: str, drafts: Path | None = None) -> list[str]:
+    """Heads that draft for `name`, made here (in `drafts`) or shipped: by their reports, or by their folders' names."""
+    folders = (drafts or paths.drafts_dir(), paths.shipped_drafts_dir())
+    found = {path.parent.name for folder in folders for path in folder.glob("*/config.json") if _is_for(name, path)}
+    return sorted(found)
 
 
 def _is_for(name: str, path: Path) -> bool:
-    target, head = _target(path), path.parent.name
-    return target == name or target.rstrip("/").endswith(f"/{name}") or head in (name, name.rpartition("/")[2])
+    head, last = path.parent.name, name.rpartition("/")[2]
+    report = _report(path.with_name("report.json"))
+    return report.get("is_used") is not False and report.get("model", head) in (name, last)
 
 
-def _target(path: Path) -> str:
+def _report(path: Path) -> Mapping[str, Any]:
+    """The head's report, empty where it has none that can be read."""
     try:
-        config = json.loads(path.read_bytes())
+        report = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return ""
-    target = config.get("target") if isinstance(config, dict) else None
-    return target if isinstance(target, str) else ""
+        return {}
+    return report if isinstance(report, dict) else {}

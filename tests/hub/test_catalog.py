@@ -56,7 +56,8 @@ def test_popular_puts_models_with_a_trained_head_first(hub: FakeHub, store: Stor
         repo.tags.append("mlx")
     head = home / "drafts" / "head"
     head.mkdir(parents=True)
-    (head / "config.json").write_text(json.dumps({"target": "acme/tiny-mistral"}))
+    (head / "config.json").write_text("{}")
+    (head / "report.json").write_text(json.dumps({"model": "tiny-mistral", "is_used": True}))
     found = catalog.popular(store)
     assert (found[0].id, found[0].drafts) == ("acme/tiny-mistral", ["head"])
     assert len(found) == 4

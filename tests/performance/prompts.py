@@ -82,7 +82,7 @@ sent to you within three days. The total is 144.30 including delivery.""",
 
 def spread(prompts: list[str], count: int) -> list[str]:
     """`count` prompts, evenly spread over the list."""
-    return prompts[:: max(1, len(prompts) // count)][:count]
+    return prompts[:: max(1, len(prompts) // max(count, 1))][:count]
 
 
 def edits() -> list[str]:

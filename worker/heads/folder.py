@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from worker.heads.head import Head, HeadConfig
 
 CONFIG, WEIGHTS, REPORT = "config.json", "weights.safetensors", "report.json"
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = paths.shipped_drafts_dir()
 _VOCABULARY = "vocabulary"
 
 
@@ -46,7 +46,7 @@ class Entry:
 
 def heads_dir() -> Path:
     """Heads made on this machine."""
-    return paths.home() / "drafts"
+    return paths.drafts_dir()
 
 
 def entries() -> list[Entry]:

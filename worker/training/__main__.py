@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from common import paths
+from common import lifeline, paths
 from common.errors import ConfigError
 from worker import backend
 from worker.heads import folder
@@ -17,18 +17,24 @@ from worker.training import report
 from worker.training.build import WORK, BadBuild, Job, build, evaluate
 from worker.training.plan import Plan
 
-OK, DOES_NOT_PAY, CANNOT = 0, 1, 3
+OK, DOES_NOT_PAY, CANNOT, INTERRUPTED = 0, 1, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 ok, 1 the head does not pay and is not used, 2 usage, 3 a model or file is wrong."""
     options = _parser().parse_args(arguments)
+    lifeline.watch()
     backend.prepare()
     try:
         return int(options.run(options))
     except (ConfigError, NoLayers, OSError) as error:
-        print(f"mlxspec draft: {error}", file=sys.stderr)
+        if getattr(options, "json", False):
+            _print_json({"error": {"code": getattr(error, "code", "failed"), "message": str(error)}})
+        else:
+            print(f"mlxspec draft: {error}", file=sys.stderr)
         return CANNOT
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, help=text)
         one.set_defaults(run=run)
         one.add_argument("name")
+        if run is _info:
+            one.add_argument("--json", action="store_true")
     judge = verbs.add_parser("eval", help="measure a head again, here, and decide anew whether it is used")
     judge.set_defaults(run=_evaluate)
     judge.add_argument("name")
@@ -57,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench"
     )
     judge.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    verbs.add_parser("list", help="show all heads").set_defaults(run=_list)
+    listing = verbs.add_parser("list", help="show all heads")
+    listing.set_defaults(run=_list)
+    listing.add_argument("--json", action="store_true")
     return parser
 
 
@@ -100,15 +110,25 @@ class _Question(msgspec.Struct):
     turns: list[str]
 
 
-def _list(_: argparse.Namespace) -> int:
-    for entry in folder.entries():
+def _list(options: argparse.Namespace) -> int:
+    entries = folder.entries()
+    if options.json:
+        _print_json([_described(entry) for entry in entries])
+        return OK
+    for entry in entries:
         state = "used" if entry.is_used else "not used: it does not pay"
         print(f"{entry.name:32} for {entry.config.target[:12]}  {state}  {entry.folder}")
+    if not entries:
+        print("there are no heads; make one with: mlxspec draft build MODEL", file=sys.stderr)
     return OK
 
 
 def _info(options: argparse.Namespace) -> int:
-    found = report.load(_named(options.name).folder)
+    entry = _named(options.name)
+    found = report.load(entry.folder)
+    if options.json:
+        _print_json(_described(entry) | {"report": found})
+        return OK
     print(f"{found.command}\n{found.device}\n{found.written_tokens} tokens written, {found.train_tokens} trained on")
     print(report.summary(found.measured))
     return OK
@@ -124,8 +144,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     return OK if made.is_used else DOES_NOT_PAY
 
 
+def _described(entry: folder.Entry) -> dict[str, object]:
+    return {"name": entry.name, "path": str(entry.folder), "is_used": entry.is_used, "config": entry.config}
+
+
+def _print_json(value: object) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
 def _remove(options: argparse.Namespace) -> int:
     folder.remove(_named(options.name))
+    print(f"the head {options.name} is deleted; models that run keep it until they are started anew")
     return OK
 
 

@@ -51,9 +51,9 @@ class Job:
 def build(job: Job, say: Say) -> Report:
     """Make the head in `job.out`. Raises `BadModel`, `BadBuild`, `NoLayers`."""
     work = job.out / WORK
-    _begin_work(work, job.plan)
     loaded = loader.load(job.model, _target_form(job.weights))
     loaded.model.freeze()
+    _begin_work(work, job.plan)
     talk = dialogue.of(loaded.tokenizer, loaded.config)
     say(f"{job.model}: {loaded.weights} on {backend.describe()}")
     corpus, writing_s = _write(loaded.model, talk, job.plan, work, say)

@@ -1,4 +1,4 @@
-"""Trains a head on a corpus; every minute what it knows is written down, and a killed training goes on from there."""
+"""Trains a head on a corpus; what it knows is written down every minute and tenth, where a killed training goes on."""
 
 import os
 import time
@@ -97,9 +97,10 @@ class Trainer:
                 told_at = now
                 left = train_s - self.progress.train_s
                 self.tell(Told(done, [float(a) for a in agreement.tolist()], self.progress.tokens, left))
-            if len(self.progress.curve) < int(done * 10):
+            is_judged = len(self.progress.curve) < int(done * 10)
+            if is_judged:
                 self._judge()
-            if now - saved_at > _CHECKPOINT_S:
+            if is_judged or now - saved_at > _CHECKPOINT_S:
                 saved_at = now
                 self._save()
         reader.close()

@@ -1,0 +1,165 @@
+"""`mlxspec draft` from a model's folder to a head in use: real processes, on a model that is made on the spot."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+import psutil
+import pytest
+from mlx.utils import tree_flatten
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from tests.e2e.server import wait_until
+from tests.worker.training import language
+from worker import loader
+from worker.heads import folder
+from worker.heads.identity import identity
+from worker.training import report
+from worker.training.acceptance import Counts, right_drafts, walk
+from worker.training.answers import answers
+from worker.training.plan import compute_form
+from worker.training.reading import Reader
+from worker.training.report import Report
+from worker.training.trainer import Progress, load_checkpoint
+
+STEPS = 400
+SETTINGS = ("--minutes=5", f"--steps={STEPS}", "--tokens=6000", "--rows=64", "--length=64", "--batch-rows=8")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A build that was killed twice: what was there at the second time, what the last run printed and returned."""
+
+    home: Path
+    head: Path
+    at_kill: Progress
+    rounds_at_kill: int
+    told_of_kill: str
+    status: int
+    printed: str
+    report: Report
+
+
+def write_model(to: Path) -> None:
+    """The model that knows the made-up language, whose words are w0, w1 and so on."""
+    to.mkdir(parents=True)
+    mx.save_safetensors(str(to / "model.safetensors"), dict(tree_flatten(language.trained().parameters())))
+    (to / "config.json").write_text(json.dumps(language.CONFIG | {"max_position_embeddings": 512}))
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(language.VOCABULARY)}, unk_token="w1"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(to / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w1", "eos_token": "w0", "unk_token": "w1"}
+    (to / "tokenizer_config.json").write_text(json.dumps(kind))
+
+
+def start(home: Path, *words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "router.cli", "draft", *words],
+        env=os.environ | {"MLXSPEC_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(home: Path, *words: str) -> tuple[int, str, str]:
+    process = start(home, *words)
+    out, err = process.communicate(timeout=100)
+    return process.returncode, out, err
+
+
+def child_of(process: "subprocess.Popen[str]") -> psutil.Process:
+    return wait_until(psutil.Process(process.pid).children, "the child's start", 30)[0]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    home = tmp_path_factory.mktemp("home")
+    write_model(home / "models" / "tiny")
+    prompts = home / "prompts.txt"
+    sentences = language.sentences(np.random.default_rng(9), 8, 8)[:, 1:]
+    prompts.write_text("\n".join(" ".join(f"w{token}" for token in row) for row in sentences))
+    head = home / "drafts" / "tiny"
+    build = ("build", "tiny", *SETTINGS, "--prompts", str(prompts))
+
+    with start(home, *build) as process:  # the command is killed, and its child ends with it
+        wait_until(lambda: list(head.glob("work/corpus-*.npz")), "a round of writing", 60)
+        child = child_of(process)
+        process.kill()
+        child.wait(20)
+
+    with start(home, *build) as process:  # the child is killed in training
+        child, state = child_of(process), head / "work" / "state.safetensors"
+        wait_until(state.is_file, "a checkpoint", 60)
+        child.send_signal(signal.SIGKILL)
+        _, told = process.communicate(timeout=20)
+        assert process.returncode == 1
+    at_kill = msgspec.json.decode(load_checkpoint(state)[1]["progress"], type=Progress)
+    rounds = len(list(head.glob("work/corpus-*.npz")))
+
+    status, printed, errors = finished(home, *build)
+    assert status in (0, 1), errors
+    yield Built(home, head, at_kill, rounds, told, status, printed, report.load(head))
+
+
+def test_a_killed_build_goes_on_from_its_checkpoint(built: Built) -> None:
+    assert 0 < built.at_kill.step < STEPS
+    assert "ended by signal 9" in built.told_of_kill and "goes on where it was" in built.told_of_kill
+    points = len(built.at_kill.curve)
+    assert points >= 1 and built.report.curve[:points] == built.at_kill.curve
+    assert built.report.steps == STEPS and len(built.report.curve) == 10
+    assert built.rounds_at_kill >= 1 and "writing:" not in built.printed
+    assert not (built.head / "work").exists()
+
+
+def test_the_command_tells_by_its_exit_code_whether_the_head_is_used(built: Built) -> None:
+    assert built.status == (0 if built.report.is_used else 1)
+    assert built.report.is_used == (max(built.report.measured.speedups) >= 1.05)
+    assert (built.head / report.PICTURE).read_text().startswith("<svg")
+    assert "predicted speed-up" in built.printed
+
+
+def test_the_head_guesses_more_of_the_models_text_than_copying_does(built: Built) -> None:
+    model = loader.load(str(built.home / "models" / "tiny"), "float32")
+    head = folder.load(built.head, identity(model.model, model.config), model.model, compute_form())
+    prompts = [[1, *map(int, row)] for row in language.sentences(np.random.default_rng(21), 16, 6)[:, 1:]]
+    reader = Reader(model.model, head)
+    by_head, by_copies = Counts(5), Counts(5)
+    for group in answers(model.model, prompts, 0.7, 96, frozenset(), seed=4):
+        right = right_drafts(head, reader, group, 5)
+        for i, row in enumerate(group.tokens.tolist()):
+            span = int(group.starts[i]), int(group.ends[i])
+            by_head.accepted += walk(right[:, i], row, *span, 5)
+            by_copies.accepted += walk(np.zeros_like(right[:, i]), row, *span, 5, copies=True)
+    reader.close()
+    assert by_head.accept_length > 1.25 * by_copies.accept_length
+
+
+def test_a_head_is_listed_shown_and_deleted(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "drafts").mkdir()
+    (tmp_path / "drafts" / "mine").symlink_to(built.head)
+    status, out, _ = finished(tmp_path, "list", "--json")
+    mine: dict[str, Any] = next(head for head in json.loads(out) if head["name"] == "mine")
+    assert status == 0 and mine["is_used"] == built.report.is_used
+    status, out, _ = finished(tmp_path, "info", "mine", "--json")
+    assert status == 0 and json.loads(out)["report"]["steps"] == STEPS
+
+
+def test_a_head_that_is_not_there_and_a_model_that_is_not_there_are_exit_code_3(tmp_path: Path) -> None:
+    for words, says in ((("rm", "none"), "no head named none"), (("build", "none"), "none is not a model folder")):
+        status, _, err = finished(tmp_path, *words)
+        assert status == 3
+        (line,) = err.splitlines()
+        assert says in line
+    assert not (tmp_path / "drafts").exists()
