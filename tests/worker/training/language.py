@@ -1,14 +1,23 @@
-"""A tiny model that has learned a made-up language in a few seconds, so that a head has something to learn from it."""
+"""A tiny model that has learned a made-up language in a few seconds, so that a head has something to learn from it.
 
+`python -m tests.worker.training.language FOLDER` writes it down as a model's folder.
+"""
+
+import json
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from worker.training.dialogue import Dialogue
 
@@ -64,3 +73,19 @@ def trained(steps: int = 250) -> Any:
     model.update(tree_map(lambda array: array * 1.0, model.parameters()))
     model.freeze()
     return model
+
+
+def write(to: Path) -> None:
+    """The model that knows the language as a folder; its words are w0, w1 and so on."""
+    to.mkdir(parents=True)
+    mx.save_safetensors(str(to / "model.safetensors"), dict(tree_flatten(trained().parameters())))
+    (to / "config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 512}))
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(to / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w1", "eos_token": "w0", "unk_token": "w1"}
+    (to / "tokenizer_config.json").write_text(json.dumps(kind))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
