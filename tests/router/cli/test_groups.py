@@ -2,17 +2,10 @@
 
 import json
 
-import pytest
-
 from common.states import WorkerState
 from router.cli.output import ExitStatus
-from router.routes import ROUTES
 from tests.fakes import Cluster, wait_until
 from tests.router.cli.conftest import Cli
-
-pytestmark = pytest.mark.skipif(
-    not any(route.path == "/groups" for route in ROUTES), reason="this server has no groups"
-)
 
 
 async def add_models(cluster: Cluster, *names: str) -> None:
