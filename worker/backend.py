@@ -18,9 +18,15 @@ def name() -> str:
 
 
 def prepare() -> None:
-    """Set what MLX needs before the first array: a CPU without a C++ compiler cannot fuse operations."""
+    """Set what MLX needs before the first array.
+
+    A CPU without a C++ compiler cannot fuse operations. On CUDA, MLX would capture kernels into graphs, each of which
+    takes milliseconds to make: steps of ever other sizes are faster without (see docs/benchmarks.md).
+    """
     if name() == "cpu" and not can_fuse():
         mx.disable_compile()
+    if name() == "cuda":
+        os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 
 
 @cache

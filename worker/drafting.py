@@ -1,5 +1,6 @@
 """Who drafts for whom in a step: collects the drafters' offers, lets the controller decide, has them draft."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,9 @@ from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.request import Row
 
 PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known
+LARGEST_SHARE = 0.02  # of the time of steps that find nothing to draft, for looking
+MOST_SKIPPED = 16  # steps in a row without a look
+_PRICE_RATE = 0.1  # weight of one step's measurement
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
 
 
@@ -27,17 +31,48 @@ class Drafting:
     in_auto: Sequence[str] = ()  # those that `auto` uses
     max_tokens: int = 8
     controller: Controller = field(default_factory=Controller)
+    clock: Callable[[], float] = time.perf_counter
     drafted_steps: int = 0  # without a plain one between
+    once_s: float = 0.0  # what steps with computed drafts took beyond the prices of all their parts, lately
+    _skip: int = 0  # so many steps before the next look …
+    _most_skipped: int = 0  # … which doubles while nothing pays
+    _is_computed: bool = False  # whether the latest step had such drafts
 
     def drafts(self, rows: Sequence[Row], step_s: Callable[[int], float]) -> tuple[list[Draft], float]:
-        """The drafts that pay for these decoding rows, one each, and the seconds that making them will take."""
-        offers = [self._offers(row) for row in rows]
-        if not any(offers) or self.drafted_steps >= PLAIN_EVERY:
+        """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
+
+        Looking takes time as well: where nothing paid, the next looks are put off until they take no more than
+        `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in every step.
+        """
+        self._is_computed = False
+        if self._skip or self.drafted_steps >= PLAIN_EVERY:
+            self._skip = max(self._skip - 1, 0)
             self.drafted_steps = 0
             return [NO_DRAFT] * len(rows), 0.0
-        plan = self._best_plan(rows, offers, step_s)
-        self.drafted_steps = self.drafted_steps + 1 if any(plan.decision.lengths) else 0
-        return self._granted(rows, plan), plan.decision.draft_s
+        began_s = self.clock()
+        offers = [self._offers(row) for row in rows]
+        plan = self._best_plan(rows, offers, step_s) if any(offers) else None
+        if plan is None or not any(plan.decision.lengths):
+            self.drafted_steps = 0
+            if rows:
+                self._put_off((self.clock() - began_s) / step_s(len(rows)))
+            return [NO_DRAFT] * len(rows), 0.0
+        self._most_skipped = 0
+        self.drafted_steps += 1
+        drafts = self._granted(rows, plan)
+        self._is_computed = any(draft.pending is not None for draft in drafts)
+        return drafts, plan.decision.draft_s
+
+    def _put_off(self, share: float) -> None:
+        """A look that took `share` of a step's time found nothing."""
+        self._skip = min(int(share / LARGEST_SHARE), self._most_skipped)
+        self._most_skipped = min(max(2 * self._most_skipped, 1), MOST_SKIPPED)
+
+    def took(self, seconds: float, predicted_s: float) -> None:
+        """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
+        if self._is_computed:
+            beyond_s = max(seconds - predicted_s + self.once_s, 0.0)
+            self.once_s += _PRICE_RATE * (min(beyond_s, predicted_s) - self.once_s)
 
     def settle(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
         """A step gave the row `gained` tokens, of which `accepted` had been drafted."""
@@ -47,15 +82,15 @@ class Drafting:
         self.controller.observe(row.id, draft.drafter, draft.match, draft.length, accepted)
         self.drafters[draft.drafter].settle(row, draft.length, accepted)
 
-    def keep_up(self, row: Row) -> None:
-        """The target has gone on in this row."""
+    def keep_up(self, rows: Sequence[Row]) -> None:
+        """The target has gone on in these rows, sorted by slot."""
         for drafter in self.drafters.values():
-            drafter.keep_up(row)
+            drafter.keep_up(rows)
 
-    def catch_up(self, row: Row) -> None:
-        """What is in the row's slot will be copied now."""
+    def catch_up(self, rows: Sequence[Row]) -> None:
+        """What is in the slots of these rows, sorted by slot, will be copied now."""
         for drafter in self.drafters.values():
-            drafter.catch_up(row)
+            drafter.catch_up(rows)
 
     def rearrange(self, kept: Sequence[int]) -> None:
         """The row of slot `kept[i]` has slot i from now on; there are no others."""
@@ -96,7 +131,8 @@ class Drafting:
 
         A drafter that computes has a price that its rows share, so it is worth it for many or for none.
         """
-        costs = Costs(step_s, {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.step_s(1)})
+        prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.step_s(1)}
+        costs = Costs(step_s, prices, self.once_s)
         copies = [[offer for offer in own if offer.tokens is not None] for own in offers]
         plan = self._plan(rows, [self._favourite(row, own) for row, own in zip(rows, copies, strict=True)], costs)
         if all(offer.tokens is not None for own in offers for offer in own):

@@ -60,6 +60,7 @@ class Engine:
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
+    _leaving: list[tuple[Row, str]] = field(default_factory=list)  # rows that ended in this step, and how
     _draft_s: float = 0.0  # predicted time of this step's drafters
 
     # --- requests come and go, between steps ----------------------------------------------------------
@@ -89,7 +90,7 @@ class Engine:
             gains.append(without_row(one.request, "cancelled") if one.row is None else self._end_preempted(one.row))
         for row in [r for r in self.rows if r.request.request_id == request_id]:
             gains.append(self._end(row, Gain(request_id), "cancelled"))
-        self.prefixes.settle()
+        self._let_go()
         return gains
 
     def set_kv_limit(self, kv_bytes: int) -> None:
@@ -124,7 +125,8 @@ class Engine:
         outcome = verify(self.target, feeds)
         verified = self.clock()
         gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, outcome, strict=True)]
-        self.prefixes.settle()
+        self._let_go()
+        self.drafting.keep_up(self.rows)
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
         self._learn(feeds, gains, report)
         return report
@@ -151,7 +153,7 @@ class Engine:
 
     def _preempt(self, row: Row, now_s: float) -> None:
         """Take a row's slot; it waits in its old place in the queue, and goes on as if it had never stopped."""
-        self._keep(row)
+        self._keep([row])
         self.prefixes.settle()
         self._release(row, is_finished=False)
         row.lose_slot(now_s)
@@ -164,21 +166,22 @@ class Engine:
         """Rows that have read nothing yet begin with what the prefix cache knows, or wait for who reads the same."""
         reading = [row for row in self.rows if not row.is_decoding]
         for row in [row for row in reading if row.is_unread]:
-            if row.ahead is not None and not any(row.ahead is other for other in reading):
-                self._look_ahead(row)  # that one is done, or gone
+            if row.ahead is not None and not any(row.ahead is other for other in self.rows):
+                self._look_ahead(row)  # that one is gone
             elif row.ahead is not None and row.ahead.cached >= row.ahead_tokens:
-                self._keep(row.ahead, row.ahead_tokens)
+                self._keep([row.ahead], row.ahead_tokens)
                 row.ahead = None
             self.prefixes.recall(self.target, row)
             missing = row.ahead_tokens - row.cached
             row.is_held = row.ahead is not None and missing >= scheduler.WORTH_WAITING_TOKENS
         self.prefixes.settle()
 
-    def _keep(self, row: Row, tokens: int | None = None) -> None:
-        """Let the prefix cache know what a row has in its slot."""
-        if self.prefixes.budget_bytes:
-            self.drafting.catch_up(row)
-            self.prefixes.keep(self.target, row, tokens)
+    def _keep(self, rows: Sequence[Row], tokens: int | None = None) -> None:
+        """Let the prefix cache know what rows, sorted by slot, have in their slots (the first `tokens`; None: all)."""
+        if self.prefixes.budget_bytes and rows:
+            self.drafting.catch_up(rows)
+            for row in rows:
+                self.prefixes.keep(self.target, row, tokens)
 
     def _look_ahead(self, row: Row) -> None:
         earlier = [other for other in self.rows if (other.admitted_s, other.slot) < (row.admitted_s, row.slot)]
@@ -220,20 +223,15 @@ class Engine:
         if not verified.own:
             row.cached += feed.width
             self.target.state.commit(row.slot, row.cached)
-            self.drafting.keep_up(row)
             return None
         if -1 in verified.own:
             return self._fail(row)
         verdict = accept(verified.draft, verified.own, row.tokens_left, row.request.end_tokens)
-        is_first = row.first_token_s is None
-        if is_first:
+        if row.first_token_s is None:
             row.first_token_s = self.clock()
         row.cached = len(row.tokens) + verdict.accepted  # the pending token and the draft tokens that stood
         row.tokens += verdict.tokens
         self.target.state.commit(row.slot, row.cached)
-        self.drafting.keep_up(row)
-        if is_first:
-            self._keep(row)
         self._count(row, feed.draft, verdict.accepted, len(verdict.tokens))
         logprobs = tuple(one for one in verified.logprobs[: len(verdict.tokens)] if one is not None)
         gain = Gain(row.id, verdict.tokens, feed.draft.length, verdict.accepted, feed.draft.drafter, logprobs=logprobs)
@@ -248,10 +246,17 @@ class Engine:
     # --- ends ---------------------------------------------------------------------------------------------
 
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
-        self._keep(row)
-        self._release(row, is_finished=reason != "cancelled")
+        self._leaving.append((row, reason))
         self.totals.finished += 1
         return replace(gain, finish=reason, usage=usage_of(row), timings=self._timings(row))
+
+    def _let_go(self) -> None:
+        """Rows that ended leave their slots, of which the prefix cache takes copies, all at once."""
+        self._keep([row for row, _ in self._leaving])
+        self.prefixes.settle()
+        for row, reason in self._leaving:
+            self._release(row, is_finished=reason != "cancelled")
+        self._leaving = []
 
     def _end_preempted(self, row: Row) -> Gain:
         """A row that waits again is cancelled."""
@@ -309,6 +314,8 @@ class Engine:
             drift = step_s / self.times.predict(size) if self.times.is_measured else 1.0
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
+        if report.drafted and self.times.is_measured:
+            self.drafting.took(report.total_s, self.times.predict(size) + self._draft_s)
         self.times.observe(size, step_s, has_drafts=report.drafted > 0)
         if not self.times.is_measured:
             return

@@ -108,13 +108,13 @@ def free_slots(running: Sequence[Row], count: int) -> list[int]:
 
 
 def reader_ahead(row: Row, earlier: Sequence[Row], most_tokens: int) -> tuple[Row | None, int]:
-    """The row in prefill that shares the longest beginning with a new one, and how long it is.
+    """The row that shares the longest beginning with a new one, read or still to be read, and how long it is.
 
     None if it is too short to wait for, or longer than `most_tokens`, which could not be kept.
     """
     best: tuple[Row | None, int] = None, WORTH_WAITING_TOKENS - 1
     for other in earlier if most_tokens > best[1] else ():
-        if other.is_decoding or other.tokens[:WORTH_WAITING_TOKENS] != row.tokens[:WORTH_WAITING_TOKENS]:
+        if other.tokens[:WORTH_WAITING_TOKENS] != row.tokens[:WORTH_WAITING_TOKENS]:
             continue
         shared = min(shared_tokens(row.tokens, other.tokens), len(row.tokens) - 1)
         if best[1] < shared <= most_tokens:

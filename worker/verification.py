@@ -74,26 +74,27 @@ def _draft_tokens(feed: Feed) -> Sequence[int]:
     if draft.tokens is not None:
         return draft.tokens
     assert draft.pending is not None
-    return range(draft.length) if feed.row.tally is None else cast(list[int], draft.pending.tolist())
+    return range(draft.length) if feed.row.tally is None else draft.pending.tolist()
 
 
 def _packed(feeds: Sequence[Feed]) -> mx.array:
     """All tokens of a step, int32 [tokens]; drafts that are still in the making take their places on the device."""
     tokens: list[int] = []
-    places: list[int] = []
-    pending: list[mx.array] = []
+    parts: dict[int, tuple[mx.array, list[int], list[int]]] = {}  # of arrays in the making: places in it, and here
     for feed in feeds:
         tokens += feed.own_tokens
         if feed.draft.tokens is not None:
             tokens += feed.draft.tokens
             continue
-        assert feed.draft.pending is not None
-        pending.append(feed.draft.pending)
+        pending = feed.draft.pending
+        assert pending is not None
+        _, taken, places = parts.setdefault(id(pending.tokens), (pending.tokens, [], []))
+        taken += pending.places
         places += range(len(tokens), len(tokens) + feed.draft.length)
         tokens += [0] * feed.draft.length
     packed = mx.array(tokens, dtype=mx.int32)
-    if pending:
-        packed[mx.array(places, dtype=mx.int32)] = mx.concatenate(pending)
+    for made, taken, places in parts.values():
+        packed[mx.array(places, dtype=mx.int32)] = made[mx.array(taken, dtype=mx.int32)]
     return packed
 
 

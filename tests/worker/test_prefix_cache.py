@@ -342,12 +342,12 @@ def row(tokens: tuple[int, ...], slot: int, cached: int = 0) -> Row:
     return made
 
 
-def test_only_a_long_beginning_that_is_being_read_is_waited_for() -> None:
+def test_only_a_long_beginning_that_another_row_has_is_waited_for() -> None:
     new = row(text(200), 9)
     reading, short = row((*text(150), 1, 2), 0, cached=30), row((*text(50), 1, 2), 1)
     assert scheduler.reader_ahead(new, [short, reading], 1000) == (reading, 150)
     assert scheduler.reader_ahead(new, [short], 1000) == (None, 0)
     assert scheduler.reader_ahead(new, [reading], 149) == (None, 0)
     decoding = row(text(150), 0, cached=149)
-    assert scheduler.reader_ahead(new, [decoding], 1000) == (None, 0)
+    assert scheduler.reader_ahead(new, [decoding], 1000) == (decoding, 150)
     assert scheduler.reader_ahead(new, [row(text(200), 0)], 1000)[1] == 199

@@ -9,7 +9,7 @@ from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma3_text, llama, qwen3
 
 from common.sampling import Sampling, Speculation
-from worker.drafters.drafter import CopyingDrafter, Drafter, Offer
+from worker.drafters.drafter import CopyingDrafter, Draft, Drafter, Offer
 from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import LayersDrafter
 from worker.drafters.model import ModelDrafter
@@ -152,6 +152,17 @@ def flat_times() -> StepTimes:
     return StepTimes([0.01 + 1e-9 * i for i in range(10)])
 
 
+class UnmeasuredDrafting(Drafting):
+    """For tests that count drafts: what looking and drafting really take decides nothing."""
+
+    def drafts(self, rows: Sequence[Row], step_s: Callable[[int], float]) -> tuple[list[Draft], float]:
+        self.clock = lambda: 0.0
+        return super().drafts(rows, step_s)
+
+    def took(self, seconds: float, predicted_s: float) -> None:
+        """Learn nothing."""
+
+
 def make_engine(
     model: Any,
     drafter: Drafter | Callable[[Target], Drafter] | None = None,
@@ -169,7 +180,7 @@ def make_engine(
     target = Target(model, kv_bits)
     limits = Limits(rows=rows, waiting=1000, kv_bytes=None, kv_bytes_per_token=1)
     chosen = drafter(target) if callable(drafter) else drafter or NgramDrafter(5)
-    drafting = Drafting({chosen.name: chosen}, in_auto=(chosen.name,))
+    drafting = UnmeasuredDrafting({chosen.name: chosen}, in_auto=(chosen.name,))
     return Engine(target, times, limits, drafting, Pace(), prefixes=PrefixCache(prefix_bytes))
 
 

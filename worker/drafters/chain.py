@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from worker.cache.layout import Segment
-from worker.drafters.drafter import Ask, Draft, Offer
+from worker.drafters.drafter import Ask, Draft, Offer, Pending
 from worker.request import Row
 from worker.sampler import Draw, choose
 from worker.step_times import StepTimes
@@ -41,26 +41,30 @@ class ChainDrafter:
         """One chain for all rows together; those that asked for less leave it earlier."""
         chain = sorted(asks, key=lambda ask: ask.row.slot)
         self._begin([ask.row for ask in chain])
-        tokens = self._first(chain)  # int32 [rows of the chain]
-        drafted = {ask.row.slot: [tokens[i : i + 1]] for i, ask in enumerate(chain)}
+        made = [self._first(chain)]  # int32 [rows of the chain] at each position
+        places = {ask.row.slot: [i] for i, ask in enumerate(chain)}
+        count = len(chain)
         for position in range(1, max(ask.length for ask in chain)):
             kept = [i for i, ask in enumerate(chain) if ask.length > position]
+            tokens = made[-1]
             if len(kept) < len(chain):
                 tokens = tokens[mx.array(kept, dtype=mx.int32)]
                 chain = [chain[i] for i in kept]
-            tokens = self._next(chain, tokens, position)
+            made.append(self._next(chain, tokens, position))
             for i, ask in enumerate(chain):
-                drafted[ask.row.slot].append(tokens[i : i + 1])
+                places[ask.row.slot].append(count + i)
+            count += len(chain)
         self._end([ask.row for ask in asks])
-        return [Draft(self.name, MATCH, ask.length, None, mx.concatenate(drafted[ask.row.slot])) for ask in asks]
+        tokens = made[0] if len(made) == 1 else mx.concatenate(made)
+        return [Draft(self.name, MATCH, ask.length, None, Pending(tokens, tuple(places[ask.row.slot]))) for ask in asks]
 
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""
 
-    def keep_up(self, row: Row) -> None:
+    def keep_up(self, rows: Sequence[Row]) -> None:
         """It reads what it lacks when it drafts."""
 
-    def catch_up(self, row: Row) -> None:
+    def catch_up(self, rows: Sequence[Row]) -> None:
         """Nothing of its own is in the target's slots."""
 
     def rearrange(self, kept: Sequence[int]) -> None:

@@ -50,10 +50,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Predicted seconds: of a step of so many tokens, and of one more draft position of a drafter for so many rows."""
+    """Predicted seconds: of a step of so many tokens, and of one more draft position of a drafter for so many rows.
+
+    `once_s`: what a step costs besides if anybody computes a draft in it.
+    """
 
     step_s: Callable[[int], float]
     draft_s: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
+    once_s: float = 0.0
 
     def drafting(self, drafter: str, rows: int) -> float:
         price = self.draft_s.get(drafter)
@@ -167,7 +171,8 @@ class _Search:
         self.costs = costs
         self.lengths = [0] * len(candidates)
         self.reached = [1.0] * len(candidates)  # chance that all of the tokens taken so far stand
-        self.tokens = rows
+        self.rows = rows
+        self.taken: list[int] = []  # the candidate that each token is of, in the order in which they were taken
         self.gained = float(rows)
         self.draft_s = 0.0
         self.drafting: dict[tuple[str, int], int] = {}  # rows that draft, by drafter and position
@@ -176,17 +181,20 @@ class _Search:
         for i, candidate in enumerate(self.candidates):
             if candidate.must_probe and candidate.length:
                 self._take(i, self._next_chance(i))
-        best = self._decision()
+        count, goodput, draft_s = len(self.taken), self._goodput(), self.draft_s
         queue = [(-self._next_chance(i), i) for i, c in enumerate(self.candidates) if c.length > self.lengths[i]]
         heapq.heapify(queue)
         while queue:
             negative_chance, i = heapq.heappop(queue)
             self._take(i, -negative_chance)
-            if self._goodput() > best.goodput:
-                best = self._decision()
+            if (reached := self._goodput()) > goodput:
+                count, goodput, draft_s = len(self.taken), reached, self.draft_s
             if self.lengths[i] < self.candidates[i].length:
                 heapq.heappush(queue, (-self._next_chance(i), i))
-        return best
+        lengths = [0] * len(self.candidates)
+        for i in self.taken[:count]:
+            lengths[i] += 1
+        return Decision(tuple(lengths), goodput, draft_s)
 
     def _next_chance(self, i: int) -> float:
         """That the next token of candidate `i` is reached and accepted."""
@@ -197,18 +205,16 @@ class _Search:
         drafter, position = self.candidates[i].drafter, self.lengths[i]
         self.lengths[i] += 1
         self.reached[i] = chance
-        self.tokens += 1
+        self.taken.append(i)
         self.gained += chance
         if drafter in self.costs.draft_s:
+            self.draft_s += 0.0 if self.drafting else self.costs.once_s
             rows = self.drafting.get((drafter, position), 0)
             self.draft_s += self.costs.drafting(drafter, rows + 1) - self.costs.drafting(drafter, rows)
             self.drafting[drafter, position] = rows + 1
 
     def _goodput(self) -> float:
-        return self.gained / (self.costs.step_s(self.tokens) + self.draft_s)
-
-    def _decision(self) -> Decision:
-        return Decision(tuple(self.lengths), self._goodput(), self.draft_s)
+        return self.gained / (self.costs.step_s(self.rows + len(self.taken)) + self.draft_s)
 
 
 _UNKNOWN = Tally()

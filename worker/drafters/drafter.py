@@ -6,7 +6,7 @@ controller grants, on the device, and nobody waits: the target's forward takes t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 
@@ -36,14 +36,27 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """One row's part of tokens in the making: `places` of `tokens` (int32 [tokens of all rows])."""
+
+    tokens: mx.array
+    places: tuple[int, ...]
+
+    def tolist(self) -> list[int]:
+        """The row's tokens, waited for."""
+        made = cast(list[int], self.tokens.tolist())
+        return [made[place] for place in self.places]
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens for the target to verify: on the host (`tokens`), or still in the making (`pending`, int32 [length])."""
+    """Tokens for the target to verify: on the host (`tokens`), or still in the making (`pending`)."""
 
     drafter: str
     match: int
     length: int
     tokens: tuple[int, ...] | None = ()
-    pending: mx.array | None = None
+    pending: Pending | None = None
 
 
 NO_DRAFT = Draft("", 0, 0)
@@ -66,11 +79,11 @@ class Drafter(Protocol):
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Of the `length` tokens drafted for this row, `accepted` stood; `row.tokens` holds them by now."""
 
-    def keep_up(self, row: Row) -> None:
-        """The target has gone on in this row, in its prompt or behind it."""
+    def keep_up(self, rows: Sequence[Row]) -> None:
+        """The target has gone on in these rows, sorted by slot, in their prompts or behind them."""
 
-    def catch_up(self, row: Row) -> None:
-        """What the drafter keeps in the row's slot will be copied now: it should be complete."""
+    def catch_up(self, rows: Sequence[Row]) -> None:
+        """What the drafter keeps in these rows' slots will be copied now: it should be complete."""
 
     def rearrange(self, kept: Sequence[int]) -> None:
         """What was in slot `kept[i]` is in slot i from now on; nothing else is left."""
@@ -91,10 +104,10 @@ class CopyingDrafter:
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""
 
-    def keep_up(self, row: Row) -> None:
+    def keep_up(self, rows: Sequence[Row]) -> None:
         """Nothing is kept in slots."""
 
-    def catch_up(self, row: Row) -> None:
+    def catch_up(self, rows: Sequence[Row]) -> None:
         """Nothing is kept in slots."""
 
     def rearrange(self, kept: Sequence[int]) -> None:

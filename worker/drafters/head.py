@@ -25,7 +25,8 @@ from worker.sampler import Draw, choose
 from worker.step_times import StepTimes
 from worker.target import Target
 
-READ_TOKENS = 64  # read at the latest when so many wait in a row …
+READ_TOKENS = 64  # read at the latest when so many wait in a row, together with the other rows' …
+LEAST_READ_TOKENS = 16  # … where so many wait …
 MOST_READ_TOKENS = 512  # … and at most so many at once
 _NEVER = -1e4  # logit of a token that the head cannot predict
 
@@ -104,16 +105,23 @@ class HeadDrafter(ChainDrafter):
         """All slots are empty."""
         self._readings = {}
 
-    def keep_up(self, row: Row) -> None:
-        """Read what waits, if it is enough to be worth it."""
-        reading = self._readings.get(row.slot)
-        if reading is not None and row.cached - reading.read >= READ_TOKENS:
-            self.catch_up(row)
+    def keep_up(self, rows: Sequence[Row]) -> None:
+        """Read what waits, if it is enough to be worth it: where one row has enough, others join it with less."""
+        waiting = {row.slot: self._waiting(row) for row in rows}
+        if max(waiting.values(), default=0) >= READ_TOKENS:
+            self.catch_up([row for row in rows if waiting[row.slot] >= LEAST_READ_TOKENS])
 
-    def catch_up(self, row: Row) -> None:
-        """Read all that can be read of a row: up to the token before its last one."""
-        while (end := self._readable(row, MOST_READ_TOKENS)) > self._readings[row.slot].read:
-            self._read([row], [end])
+    def catch_up(self, rows: Sequence[Row]) -> None:
+        """Read all that can be read of rows, sorted by slot: up to the token before the last one of each."""
+        while behind := [row for row in rows if self._waiting(row) > 0]:
+            room, read, ends = MOST_READ_TOKENS, [], []
+            for row in behind[:room]:
+                tokens = min(self._waiting(row), room)
+                if tokens:
+                    read.append(row)
+                    ends.append(self._readings[row.slot].read + tokens)
+                    room -= tokens
+            self._read(read, ends)
 
     def rearrange(self, kept: Sequence[int]) -> None:
         self._readings = {i: self._readings[slot] for i, slot in enumerate(kept) if slot in self._readings}
@@ -128,9 +136,8 @@ class HeadDrafter(ChainDrafter):
         return Offer(self.name, limit, MATCH) if reading is not None and reading.pieces else None
 
     def _first(self, asks: Sequence[Ask]) -> mx.array:
-        for ask in asks:
-            self.keep_up(ask.row)
         rows = [ask.row for ask in asks]
+        self.keep_up(rows)
         self._slots = [row.slot for row in rows]
         self._hidden, logits = self._read(rows, [row.cached for row in rows])
         return self._picked(asks, logits, 0)
@@ -176,12 +183,10 @@ class HeadDrafter(ChainDrafter):
 
     # --- the head's own forwards --------------------------------------------------------------------------
 
-    def _readable(self, row: Row, most: int) -> int:
-        """How far a row can be read with at most `most` tokens more: each needs the token after it."""
+    def _waiting(self, row: Row) -> int:
+        """Tokens of a row that can be read and were not: each needs the token after it."""
         reading = self._readings.get(row.slot)
-        if reading is None:
-            return 0
-        return min(row.cached, len(row.tokens) - 1, reading.read + most)
+        return 0 if reading is None else min(row.cached, len(row.tokens) - 1) - reading.read
 
     def _read(self, rows: Sequence[Row], ends: Sequence[int]) -> tuple[mx.array, mx.array]:
         """Read rows, sorted by slot, up to `ends`; the head's output and logits at the last token of each."""

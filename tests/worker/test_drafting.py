@@ -1,0 +1,100 @@
+"""What drafting costs beside its forwards is measured: looking for drafts, and steps with computed ones."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from tests.worker import tiny
+from worker.drafters.drafter import Ask, CopyingDrafter, Draft, Offer, Pending
+from worker.drafting import MOST_SKIPPED, Drafting
+from worker.request import Row
+
+STEP_S = 1.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Slow(CopyingDrafter):
+    """Looks for `look_s` and finds something only when it is told to."""
+
+    name = "slow"
+
+    def __init__(self, clock: Clock, look_s: float) -> None:
+        self.clock, self.look_s, self.looks, self.finds = clock, look_s, 0, False
+
+    def offer(self, row: Row, limit: int) -> Offer | None:
+        self.looks += 1
+        self.clock.now_s += self.look_s
+        return Offer(self.name, 1, 8, (5,)) if self.finds else None
+
+    def forget(self, row: Row, *, is_finished: bool) -> None:
+        """Nothing is kept."""
+
+
+class Computing(Slow):
+    """Says that its tokens cost next to nothing."""
+
+    def offer(self, row: Row, limit: int) -> Offer | None:
+        return Offer(self.name, 2, 0)
+
+    def step_s(self, rows: int) -> float:
+        return 1e-3
+
+    def draft(self, asks: Sequence[Ask]) -> list[Draft]:
+        made = mx.zeros(2, mx.int32)
+        return [Draft(self.name, 0, ask.length, None, Pending(made, tuple(range(ask.length)))) for ask in asks]
+
+
+def a_row() -> Row:
+    row = Row.of(tiny.make_request(0, max_tokens=100), 0, 0.0)
+    row.cached = len(row.tokens) - 1
+    return row
+
+
+def drafted(drafting: Drafting, steps: int) -> list[int]:
+    rows = [a_row()]
+    return [drafting.drafts(rows, lambda tokens: STEP_S)[0][0].length for _ in range(steps)]
+
+
+def test_looks_that_cost_nothing_are_made_in_every_step() -> None:
+    clock = Clock()
+    drafter = Slow(clock, look_s=0.001)
+    drafted(Drafting({"slow": drafter}, ("slow",), clock=clock), 50)
+    assert drafter.looks == 50
+
+
+def test_dear_looks_that_find_nothing_become_rare_and_frequent_again_when_they_find_something() -> None:
+    clock = Clock()
+    drafter = Slow(clock, look_s=0.5)
+    drafting = Drafting({"slow": drafter}, ("slow",), clock=clock)
+    drafted(drafting, 200)
+    assert 200 / (MOST_SKIPPED + 1) <= drafter.looks < 25
+    drafter.finds = True
+    assert sum(drafted(drafting, 40)[-20:]) >= 19  # one of them plain at most
+
+
+def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:
+    clock = Clock()
+    drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
+    assert drafted(drafting, 1) == [2]
+    for _ in range(100):
+        _, draft_s = drafting.drafts([a_row()], lambda tokens: STEP_S)
+        drafting.took(2.5, STEP_S + draft_s)
+    assert 1.0 < drafting.once_s < 1.6  # learned until it pays no more
+    assert drafted(drafting, 1) == [0]
+
+
+def test_steps_without_computed_drafts_say_nothing_of_their_price() -> None:
+    clock = Clock()
+    drafter = Slow(clock, 0.0)
+    drafter.finds = True
+    drafting = Drafting({"slow": drafter}, ("slow",), clock=clock)
+    assert drafted(drafting, 1) == [1]
+    drafting.took(5.0, STEP_S)
+    assert drafting.once_s == 0.0
