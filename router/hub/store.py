@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from common import paths
+from common.config import model_folders
 from common.errors import Conflict, Forbidden, ModelNotFound, NoSpace
 from router.hub.ids import check_id
 
@@ -238,17 +239,6 @@ class Store:
         return [p for record in origin.files if (p := check_file(path / record.name, record)) is not None]
 
 
-def model_folders(root: Path) -> list[Path]:
-    """Folders with a config.json below `root` and below its sub-folders; hidden ones are left out."""
-    found: list[Path] = []
-    for folder in _visible(root):
-        if (folder / "config.json").is_file():
-            found.append(folder)
-        elif not folder.is_symlink():
-            found += [inner for inner in _visible(folder) if (inner / "config.json").is_file()]
-    return found
-
-
 def read_origin(folder: Path) -> Origin | None:
     """Where a model came from, if it says so."""
     try:
@@ -300,12 +290,6 @@ def in_units(size: float) -> str:
 
 def now() -> int:
     return int(time.time())
-
-
-def _visible(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _inside(path: Path, root: Path) -> bool:
