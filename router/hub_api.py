@@ -119,6 +119,8 @@ async def job_events(request: web.Request) -> web.StreamResponse:
 
 
 async def list_local(request: web.Request) -> web.Response:
+    """All models in the store. The supervisor looks too, so that it serves those that came from elsewhere."""
+    await request.app[BACKEND].control.rescan()
     store = request.app[HUB].store
     return json_response(LocalAnswer(path=str(store.root), models=await _in_thread(store.models)))
 
@@ -172,7 +174,9 @@ async def _check_unused(request: web.Request, folder: Path) -> None:
     idle = (WorkerState.STOPPED, WorkerState.FAILED)
     for model in table.models:
         if Path(model.path) == folder and model.state not in idle:
-            raise Conflict(f"{model.name} is {model.state}; unload it first (DELETE /models/{model.name})")
+            raise Conflict(
+                f"{model.name} is {model.state}; unload it first (mlxspec unload, or DELETE /models/{model.name})"
+            )
 
 
 def _job(request: web.Request) -> Job:

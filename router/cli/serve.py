@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from common import config as configuration
+from common.errors import ConfigError
 from router.cli.output import ExitStatus, Output
 from router.cli.verbs import SERVER, Verbs
 from router.hub.ids import looks_like_id
@@ -27,15 +28,20 @@ def add_verbs(verbs: Verbs) -> None:
 def serve(options: argparse.Namespace, output: Output) -> int:
     from router.supervisor import daemon  # only this verb pays for its imports
 
-    if options.model_path and _is_only_on_the_hub(options.model_path):
-        from router.cli.hub import download
-
-        if (status := download(Wish(id=options.model_path), output, is_for_server=True)) != ExitStatus.OK:
+    if options.model_path and not _is_here(options.model_path):
+        status = _fetch(options.model_path, output)
+        if status != ExitStatus.OK:
             return status
     return daemon.serve(options)
 
 
-def _is_only_on_the_hub(path: str) -> bool:
-    """Whether `path` is an id of the hub whose model is not here yet."""
-    resolved = configuration.resolve_model_path(path)
-    return resolved == path and looks_like_id(path) and not Path(path).exists()
+def _is_here(path: str) -> bool:
+    return configuration.resolve_model_path(path) != path or Path(path).expanduser().exists()
+
+
+def _fetch(path: str, output: Output) -> int:
+    from router.cli.hub import download
+
+    if not looks_like_id(path):
+        raise ConfigError(f"there is no folder {path!r}, and it is no id of Hugging Face (OWNER/NAME) either")
+    return download(Wish(id=path), output, is_for_server=True)

@@ -1,5 +1,6 @@
 """`mlxspec run`: one answer, conversations, drafts, and models that the server does not know yet."""
 
+import builtins
 import io
 import json
 from collections.abc import Sequence
@@ -7,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from common.messages import ChatPrompt
+from common.states import WorkerState
 from router.cli.output import ExitStatus
-from tests.fakes import Cluster, failed, whole_text
+from tests.fakes import Cluster, failed, wait_until, whole_text
 from tests.router.cli.conftest import Cli
 
 
@@ -71,6 +73,32 @@ async def test_conversation_remembers_until_it_is_reset(cluster: Cluster, run_cl
     answer = ("assistant", whole_text(1))
     assert said(cluster) == [[("user", "a")], [("user", "a"), answer, ("user", "b")], [("user", "c")]]
     assert typed == ["never"]
+
+
+async def test_ctrl_c_at_the_prompt_starts_a_new_line(
+    cluster: Cluster, run_cli: Cli, typed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed += ["CTRL-C", "a"]
+    read = builtins.input
+
+    def interrupted(prompt: str) -> str:
+        line = read(prompt)
+        if line == "CTRL-C":
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    status, out, err = await run_cli("run", "tiny", "--max-tokens", "1")
+    assert (status, out) == (0, f"{whole_text(1)}\n")
+    assert err.count("Ctrl-D") == 2
+
+
+async def test_model_that_is_not_loaded_is_announced(cluster: Cluster, run_cli: Cli) -> None:
+    cluster.supervisor.set("cold", WorkerState.FAILED, detail="no memory")
+    await wait_until(lambda: cluster.backend.directory.find("cold"))
+    status, _, err = await run_cli("run", "cold", "Hi")
+    assert status == ExitStatus.FAILED
+    assert err.startswith("cold is failed: it is loaded first\nmlxspec: ")
 
 
 async def test_refused_turn_does_not_end_the_conversation(cluster: Cluster, run_cli: Cli, typed: list[str]) -> None:
