@@ -83,6 +83,7 @@ async def download(request: web.Request) -> web.Response:
     jobs = request.app[HUB].jobs
     job = jobs.start(wish_of(body))
     if not body.wait:
+        jobs.afterwards(job, _announce(request.app, job))
         return json_response(job.state(), status=202)
     await fetched(request.app, job)
     return json_response(job.state())
@@ -157,6 +158,10 @@ async def fetched(app: web.Application, job: Job) -> Path:
     path = await app[HUB].jobs.wait(job)
     await app[BACKEND].control.rescan()
     return path
+
+
+async def _announce(app: web.Application, job: Job) -> None:
+    await fetched(app, job)
 
 
 def allowed_path(path: str, config: Config, store: Store) -> Path:

@@ -39,7 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
     popular = verbs.add(
         "popular",
         topic=HUB,
-        help="list the most downloaded MLX text models",
+        help="list the models that a drafter is here for, and the most downloaded MLX text models",
         examples="mlxspec popular",
         run=run_popular,
     )

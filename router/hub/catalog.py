@@ -21,6 +21,7 @@ disable_progress_bars()
 SORTS = ("downloads", "likes", "trending_score", "last_modified", "created_at")
 TASKS = ("text-generation", "any")
 MAX_RESULTS = 100
+NAMESAKES = 5  # of a model that has a draft head: how many are looked at
 TIMEOUT_S = 15.0
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _EXPAND = [
@@ -120,9 +121,11 @@ def search(query: Query, store: Store) -> list[Found]:
 
 
 def popular(store: Store, limit: int = 20) -> list[Found]:
-    """The most downloaded MLX text models; those that have a draft head on this machine come first."""
-    models = search(Query(library="mlx", limit=limit), store)
-    return sorted(models, key=lambda model: not model.drafts)
+    """Models that a draft head on this machine drafts for, then the most downloaded MLX text models."""
+    found = {model.id: model for model in search(Query(library="mlx", limit=limit), store)}
+    for name in fit.drafted_models():
+        found |= {model.id: model for model in search(Query(query=name, limit=NAMESAKES), store) if model.drafts}
+    return sorted(found.values(), key=lambda model: not model.drafts)[:limit]
 
 
 def info(model_id: str, store: Store, revision: str | None = None, memory_limit_gb: float = 0.0) -> Details:

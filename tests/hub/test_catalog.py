@@ -68,6 +68,9 @@ def test_popular_puts_models_with_a_trained_head_first(hub: FakeHub, store: Stor
     found = catalog.popular(store)
     assert (found[0].id, found[0].drafts) == ("acme/tiny-mistral", ["head"])
     assert len(found) == 4
+    assert [model.id for model in catalog.popular(store, limit=1)] == ["acme/tiny-mistral"]
+    hub.repos["acme/tiny-mistral"].tags.remove("mlx")
+    assert catalog.popular(store)[0].id == "acme/tiny-mistral"
 
 
 def test_info_tells_of_hub_and_local_models_alike(hub: FakeHub, store: Store) -> None:
