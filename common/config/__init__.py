@@ -9,6 +9,7 @@ from common.config.known_models import (
     check_default_model,
     default_model,
     discover_models,
+    first_models,
     model_folders,
     resolve_model_path,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "default_speculation",
     "discover_models",
     "dump",
+    "first_models",
     "load",
     "load_effective",
     "model_folders",

@@ -29,6 +29,13 @@ def discover_models(config: Config) -> dict[str, ModelConfig]:
     return models | {name: msgspec.structs.replace(models[name], pin=pin) for name, pin in pins.items()}
 
 
+def first_models(config: Config) -> dict[str, ModelConfig]:
+    """Those that are loaded at the start: the default one, then those that are always to be loaded."""
+    models = discover_models(config)
+    kept = [name for name, model in models.items() if model.preload or model.pin]
+    return {name: models[name] for name in [default_model(config, models), *kept] if name in models}
+
+
 def model_folders(root: Path) -> list[Path]:
     """Folders with a config.json in `root` (NAME) and in its sub-folders (OWNER/NAME); hidden ones are left out."""
     found: list[Path] = []

@@ -102,7 +102,7 @@ def _prepare(client: Client, model: str, output: Output) -> None:
     fetch_unknown(client, model, output)
     states = {entry["name"]: entry["state"] for entry in client.get("/models")["models"]}
     if states.get(model, WorkerState.READY) != WorkerState.READY:
-        output.note(f"{model} is {states[model]}: it is loaded first")
+        output.note(f"{model} is not loaded yet: the first answer takes longer")
 
 
 class Talk:

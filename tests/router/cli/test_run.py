@@ -98,7 +98,7 @@ async def test_model_that_is_not_loaded_is_announced(cluster: Cluster, run_cli: 
     await wait_until(lambda: cluster.backend.directory.find("cold"))
     status, _, err = await run_cli("run", "cold", "Hi")
     assert status == ExitStatus.FAILED
-    assert err.startswith("cold is failed: it is loaded first\nmlxspec: ")
+    assert err.startswith("cold is not loaded yet: the first answer takes longer\nmlxspec: ")
 
 
 async def test_refused_turn_does_not_end_the_conversation(cluster: Cluster, run_cli: Cli, typed: list[str]) -> None:
