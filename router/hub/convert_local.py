@@ -48,6 +48,10 @@ def _found(source: str, store: Store) -> tuple[Path, str]:
     folder = Path(source).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve(), folder.resolve().name
-    if looks_like_id(source) or "/" not in source:
+    if (looks_like_id(source) or "/" not in source) and store.has(source):
         return store.find(source), source
-    raise ModelNotFound(f"{source} is no folder with a config.json; to fetch one: mlxspec download ID --quantize FORM")
+    if looks_like_id(source):
+        raise ModelNotFound(
+            f"{source} is not in {store.root}; to fetch it from Hugging Face: mlxspec download {source} --quantize FORM"
+        )
+    raise ModelNotFound(f"{source} is neither a folder with a config.json nor a name of `mlxspec list`")
