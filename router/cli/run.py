@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidRequest, MlxspecError
@@ -42,6 +43,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run_model(options: argparse.Namespace, output: Output) -> int:
+    if not options.model.strip():
+        raise InvalidRequest("MODEL is empty; `mlxspec list` names those there are")
     client = connect(options)
     _prepare(client, options.model, output)
     talk = Talk(client, options, output)
@@ -101,6 +104,8 @@ def _prepare(client: Client, model: str, output: Output) -> None:
     """Have a model that only the hub has fetched; say so when the first answer has to wait for the model."""
     fetch_unknown(client, model, output)
     states = {entry["name"]: entry["state"] for entry in client.get("/models")["models"]}
+    if model not in states and (Path(model).expanduser() / "config.json").is_file():
+        raise InvalidRequest(f"{model} is a folder; give it a name first: mlxspec load {model} --name NAME")
     if states.get(model, WorkerState.READY) != WorkerState.READY:
         output.note(f"{model} is not loaded yet: the first answer takes longer")
 

@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,7 @@ async def test_speculation_can_be_off(cluster: Cluster, run_cli: Cli) -> None:
     [
         (("nobody", "Hi"), ExitStatus.NOT_FOUND, "known models: tiny"),
         (("tiny", "Hi", "--temperature", "-1"), ExitStatus.USAGE, "temperature is -1"),
+        (("", "Hi"), ExitStatus.USAGE, "MODEL is empty"),
         (("tiny", "Hi", "--url", "http://127.0.0.1:1"), ExitStatus.NO_SERVER, "mlxspec serve"),
     ],
 )
@@ -143,6 +145,13 @@ async def test_error_is_one_line_with_its_exit_code(
     code, out, err = await run_cli("run", *arguments)
     assert (code, out) == (status, "")
     assert err.startswith("mlxspec: ") and says in err and err.count("\n") == 1
+
+
+async def test_folder_is_to_get_a_name_first(run_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    status, _, err = await run_cli("run", str(tmp_path), "Hi")
+    assert status == ExitStatus.USAGE
+    assert f"mlxspec load {tmp_path} --name NAME" in err
 
 
 async def test_json_needs_a_prompt(run_cli: Cli, typed: list[str]) -> None:
