@@ -1,8 +1,9 @@
 """Models that only the hub has: a running server fetches them, and its progress is shown here."""
 
+import contextlib
 from typing import Any
 
-from common.errors import HubError
+from common.errors import HubError, MlxspecError
 from router.cli.client import Client, quoted
 from router.cli.output import Output
 from router.cli.progress import showing
@@ -25,7 +26,9 @@ def fetch_unknown(client: Client, model: str, output: Output) -> None:
     try:
         _watch(client, job["id"], model, output)
     except KeyboardInterrupt:
-        client.call("DELETE", f"/hf/jobs/{quoted(job['id'])}")
+        with contextlib.suppress(MlxspecError):  # it has just ended
+            client.call("DELETE", f"/hf/jobs/{quoted(job['id'])}")
+        output.note("stopped; what came is kept, the same command goes on from there")
         raise
 
 
