@@ -18,6 +18,7 @@ from common import config as configuration
 from common import openblas, paths, sockets
 from common.config import Config
 from router.service.definition import MAX_OPEN_FILES
+from router.units import in_binary_units, in_units
 
 FACTS_TIMEOUT_S = 90.0  # the first import of MLX after an installation is slow
 LEAST_DISK_BYTES = 5 << 30
@@ -113,7 +114,7 @@ def examine_mlx(ask: Callable[[Mapping[str, str]], MachineFacts | str] = ask_wor
 
 def check_memory(budget_bytes: int, total_bytes: int) -> Check:
     """Whether the models' budget leaves room for the system."""
-    found = f"{budget_bytes / GIB:.1f} GB for models, of {total_bytes / GIB:.1f} GB"
+    found = f"{in_binary_units(budget_bytes)} for models, of {in_binary_units(total_bytes)}"
     if budget_bytes > 0.9 * total_bytes:
         return Check("memory", Level.WARN, found, "leave the system a tenth: lower supervisor.memory_limit_gb")
     if budget_bytes < LEAST_MEMORY_BYTES:
@@ -145,7 +146,7 @@ def check_disk(home: Path) -> Check:
     """Room for models."""
     place = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(place).free
-    found = f"{free / GIB:.0f} GB free at {place}"
+    found = f"{in_units(free)} free at {place}"
     if free < LEAST_DISK_BYTES:
         return Check("disk", Level.WARN, found, "make room: a model takes from 1 to 100 GB")
     return Check("disk", Level.OK, found)

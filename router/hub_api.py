@@ -83,6 +83,7 @@ async def download(request: web.Request) -> web.Response:
     jobs = request.app[HUB].jobs
     job = jobs.start(wish_of(body))
     if not body.wait:
+        jobs.afterwards(job, _announce(request.app, job))
         return json_response(job.state(), status=202)
     await fetched(request.app, job)
     return json_response(job.state())
@@ -119,6 +120,8 @@ async def job_events(request: web.Request) -> web.StreamResponse:
 
 
 async def list_local(request: web.Request) -> web.Response:
+    """All models in the store. The supervisor looks too, so that it serves those that came from elsewhere."""
+    await request.app[BACKEND].control.rescan()
     store = request.app[HUB].store
     return json_response(LocalAnswer(path=str(store.root), models=await _in_thread(store.models)))
 
@@ -157,6 +160,10 @@ async def fetched(app: web.Application, job: Job) -> Path:
     return path
 
 
+async def _announce(app: web.Application, job: Job) -> None:
+    await fetched(app, job)
+
+
 def allowed_path(path: str, config: Config, store: Store) -> Path:
     """The folder of a model that may be loaded by its path over HTTP. Raises `Forbidden` outside the allowed roots."""
     place = (store.root / Path(path).expanduser()).resolve()
@@ -172,7 +179,9 @@ async def _check_unused(request: web.Request, folder: Path) -> None:
     idle = (WorkerState.STOPPED, WorkerState.FAILED)
     for model in table.models:
         if Path(model.path) == folder and model.state not in idle:
-            raise Conflict(f"{model.name} is {model.state}; unload it first (DELETE /models/{model.name})")
+            raise Conflict(
+                f"{model.name} is {model.state}; unload it first (mlxspec unload, or DELETE /models/{model.name})"
+            )
 
 
 def _job(request: web.Request) -> Job:

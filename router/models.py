@@ -11,6 +11,7 @@ from common.states import WorkerState
 from router.answers import Answer, json_response
 from router.app_keys import BACKEND, CONFIG, HUB, STATE
 from router.body import read_body
+from router.fetching import downloaded, is_far
 from router.hub.ids import looks_like_id
 from router.hub.jobs import JobState
 from router.hub.wishes import Wish
@@ -134,12 +135,13 @@ async def load(request: web.Request) -> web.Response:
     body = await read_body(request, LoadModelBody)
     table = await _table(request)
     name, path = _wanted(body, request.app)
+    is_known = body.path is None and request.app[BACKEND].directory.find(name) is not None
     if path is not None and looks_like_id(path):
         if not body.wait:
             return json_response(_download_and_load(request.app, name, path), status=202)
-        path = await _downloaded(request.app, path)
+        path = await downloaded(request.app, path)
     await request.app[BACKEND].control.ensure_model(name, path)
-    if path is not None:
+    if path is not None and not is_known:
         request.app[BACKEND].names.remember_model(name, path)
     if not body.wait:
         return json_response(_answer(await _known(request, name), table.default_model), status=202)
@@ -211,7 +213,8 @@ def _wanted(body: LoadModelBody, app: web.Application) -> tuple[str, str | None]
             raise InvalidRequest("model is missing; give the name of a known model, or a path", param="model")
         if directory.find(body.model) is None and looks_like_id(body.model):
             return body.name or body.model, body.model
-        return directory.named(body.model).name, None
+        known = directory.named(body.model)
+        return known.name, known.path if is_far(known) else None
     name = body.name or body.model or PurePath(body.path).name
     if not NAME.fullmatch(name) or ".." in name:
         raise InvalidValue(f"name is {name[:128]!r}; it must match {NAME.pattern} without '..'", param="name")
@@ -223,14 +226,6 @@ def _wanted(body: LoadModelBody, app: web.Application) -> tuple[str, str | None]
     if looks_like_id(body.path) and not (app[HUB].store.root / body.path).is_dir():
         return name, body.path
     return name, str(allowed_path(body.path, app[CONFIG], app[HUB].store))
-
-
-async def _downloaded(app: web.Application, model_id: str) -> str:
-    """The folder of a model of the hub, once it is there."""
-    hub = app[HUB]
-    if hub.store.has(model_id):
-        return str(hub.store.folder(model_id))
-    return str(await fetched(app, hub.jobs.start(Wish(id=model_id))))
 
 
 def _download_and_load(app: web.Application, name: str, model_id: str) -> JobState:

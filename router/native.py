@@ -24,6 +24,7 @@ from router.answers import (
 )
 from router.app_keys import BACKEND, CONFIG
 from router.body import read_body
+from router.fetching import chosen_model
 from router.logprobs import NativeLogprob, native_logprobs
 from router.schemas import BatchGenerateBody, GenerateBody
 from router.streams import Ended, Event
@@ -77,7 +78,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     body = await read_body(request, GenerateBody)
     prompt = _prompt("prompt", body.prompt, is_raw=bool(body.raw))
     backend = request.app[BACKEND]
-    model = (await backend.resolve(body.model)).name
+    model = await chosen_model(request, body.model)
     generates = generation.build(
         request,
         body,
@@ -100,7 +101,7 @@ async def batch_generate(request: web.Request) -> web.Response:
     generation.check_count("prompts", len(body.prompts), config.server.max_batch_prompts)
     generation.check_group(len(body.prompts), config)
     prompts = [_prompt(f"prompts[{number}]", text, is_raw=bool(body.raw)) for number, text in enumerate(body.prompts)]
-    model = (await backend.resolve(body.model)).name
+    model = await chosen_model(request, body.model)
     generates = generation.build(request, body, prompts, model=model, logprobs=body.logprobs)
     with backend.start(model, generates) as streams:
         outcomes = await collect(streams, generates)

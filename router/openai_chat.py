@@ -8,8 +8,9 @@ from common.messages import ChatMessage, ChatPrompt, Delta
 from common.sampling import check_logprobs
 from router import generation, openai
 from router.answers import Answer, Completion
-from router.app_keys import BACKEND, CONFIG
+from router.app_keys import CONFIG
 from router.body import read_body
+from router.fetching import chosen_model
 from router.logprobs import ChatLogprobs, chat_logprobs
 from router.schemas import ChatBody, ChatTurn
 
@@ -80,7 +81,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     choices = generation.check_choices(body.n, config)
     generation.check_group(choices, config)
     prompt = ChatPrompt(messages=tuple(_message(number, turn) for number, turn in enumerate(body.messages)))
-    model = (await request.app[BACKEND].resolve(body.model)).name
+    model = await chosen_model(request, body.model)
     generates = generation.build(
         request,
         body,

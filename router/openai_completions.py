@@ -8,8 +8,9 @@ from common.errors import InvalidRequest, InvalidValue
 from common.messages import Delta, Prompt, TextPrompt, TokenPrompt
 from router import generation, openai
 from router.answers import Answer, Completion
-from router.app_keys import BACKEND, CONFIG
+from router.app_keys import CONFIG
 from router.body import read_body
+from router.fetching import chosen_model
 from router.logprobs import TextLogprobs, text_logprobs
 from router.schemas import CompletionBody
 
@@ -56,7 +57,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     prompts = _prompts(body.prompt, config.server.max_batch_prompts)
     choices = generation.check_choices(body.n, config)
     generation.check_group(len(prompts) * choices, config)
-    model = (await request.app[BACKEND].resolve(body.model)).name
+    model = await chosen_model(request, body.model)
     generates = generation.build(
         request,
         body,

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from common import config as configuration
 from common import paths
@@ -28,11 +28,8 @@ class Client:
     """Calls to one server. Every error is one of ours, by the code that the server gave."""
 
     def __init__(self, url: str, api_key: str = "") -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is no server's address; give one such as http://127.0.0.1:8000")
-        self.url = f"{parts.scheme}://{parts.netloc}"
-        self._parts = parts
+        self._parts = _address(url)
+        self.url = f"{self._parts.scheme}://{self._parts.netloc}"
         self._headers = {"Content-Type": "application/json", "Connection": "close"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -55,7 +52,7 @@ class Client:
                 if data == b"[DONE]":
                     return
                 event = _decoded(data)
-                if "error" in event:
+                if event.get("error"):
                     raise _error(event)
                 yield event
 
@@ -82,7 +79,7 @@ class Client:
         except TimeoutError as error:
             raise NoServer(
                 f"{self.url} did not answer within {timeout_s:g} s; is it busy? see {self.url}/health"
-            ) from (error)
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise NoServer(
                 f"no server answers on {self.url} ({getattr(error, 'strerror', None) or error}); "
@@ -94,6 +91,17 @@ def connect(options: argparse.Namespace) -> Client:
     """The client of the server that options, environment or the running server's own configuration name."""
     url = options.url or os.environ.get("MLXSPEC_URL", "").strip() or _own_url()
     return Client(url, os.environ.get("MLXSPEC_API_KEY", "").strip())  # not an option: others can read a command line
+
+
+def _address(url: str) -> SplitResult:
+    """Raises `ConfigError` unless it is one of HTTP."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:  # of its port or brackets
+        pass
+    raise ConfigError(f"{url!r} is no server's address; give one such as http://127.0.0.1:8000")
 
 
 def _own_url() -> str:

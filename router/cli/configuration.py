@@ -89,8 +89,10 @@ def run_show(options: argparse.Namespace, output: Output) -> int:
         settings = _changed(settings, msgspec.to_builtins(Config()))
     if output.is_json:
         output.json(settings)
-    else:
+    elif settings:
         output.write(toml_text(settings))
+    else:
+        output.note("nothing differs from the defaults")
     return ExitStatus.OK
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from router import child as child_process
 from router.cli.output import ExitStatus, Output
-from router.cli.verbs import MODELS, Parser, Verbs, add_json
+from router.cli.verbs import MODELS, Parser, Verbs, add_choice, add_json
 
 MODULE = "worker.training"
 WEIGHTS = ("auto", "float32", "bfloat16", "float16")
@@ -52,7 +52,7 @@ def add_verbs(verbs: Verbs) -> None:
         verb.add_argument("name", metavar="NAME", help="as `mlxspec draft list` shows it")
     judge.add_argument("--model", metavar="MODEL", help="folder of its model (default: the one in the store)")
     _add_measuring(judge)
-    for verb in (listing, info):
+    for verb in (listing, info, judge):
         add_json(verb)
 
 
@@ -83,7 +83,8 @@ def _add_measuring(parser: Parser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", help="prompts to measure with: one a line, or .jsonl of Spec-Bench"
     )
-    parser.add_argument("--weights", choices=WEIGHTS, help="number format of the model meanwhile (default: auto)")
+    # Without a default: the child has one.
+    add_choice(parser, "--weights", None, WEIGHTS, "number format of the model meanwhile, auto if not given")
 
 
 def run_build(options: argparse.Namespace, output: Output) -> int:
@@ -94,7 +95,8 @@ def run_build(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_eval(options: argparse.Namespace, output: Output) -> int:
-    return _run(["eval", *_given(options, ["--model", "--prompts", "--weights"]), "--", options.name], output)
+    given = _given(options, ["--model", "--prompts", "--weights"])
+    return _run(["eval", *given, *_json(options), "--", options.name], output)
 
 
 def run_list(options: argparse.Namespace, output: Output) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from router.cli.client import Client, connect, quoted
 from router.cli.output import ExitStatus, Output
-from router.cli.verbs import MODELS, Verbs, add_server
+from router.cli.verbs import MODELS, Verbs, add_choice, add_server
 
 POLICIES = ("default", "prefer_loaded", "least_loaded")
 
@@ -45,9 +45,7 @@ def add_verbs(verbs: Verbs) -> None:
     for verb in (create, change):
         verb.add_argument("--default", metavar="MODEL", dest="default_model", help="the member to prefer")
         verb.add_argument("--description", metavar="TEXT", help="what the group is for")
-        verb.add_argument(
-            "--policy", choices=POLICIES, help="who answers: the default member, a loaded one, the idlest"
-        )
+        add_choice(verb, "--policy", None, POLICIES, "whether the default member, a loaded one or the idlest answers")
     for verb in (show, create, change, remove):
         add_server(verb)
 

@@ -8,13 +8,15 @@ from common.forms import FORMS, GROUP_SIZES
 from router.cli.client import connect
 from router.cli.output import ExitStatus, NoServer, Output
 from router.cli.progress import showing
-from router.cli.verbs import HUB, Verbs, add_json
+from router.cli.verbs import HUB, Verbs, add_choice, add_json, number
 from router.hub.ids import check_id
-from router.hub.store import Store, in_units
+from router.hub.store import Store
 from router.hub.wishes import Wish
+from router.units import in_binary_units, in_units, in_words
 
 if TYPE_CHECKING:
     from router.hub.catalog import Found
+    from router.hub.fit import Fit
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -26,26 +28,22 @@ def add_verbs(verbs: Verbs) -> None:
         run=run_search,
     )
     search.add_argument("words", metavar="WORDS", nargs="*", help="parts of the model's name")
-    search.add_argument(
-        "--library", choices=("mlx-first", "mlx", "any"), default="mlx-first", help="(default: mlx-first)"
-    )
-    search.add_argument(
-        "--task", choices=("text-generation", "any"), default="text-generation", help="(default: text-generation)"
-    )
+    add_choice(search, "--library", "mlx-first", ("mlx-first", "mlx", "any"), "whose models")
+    add_choice(search, "--task", "text-generation", ("text-generation", "any"), "what they are made for")
     sorts = ("downloads", "likes", "trending_score", "last_modified", "created_at")
-    search.add_argument("--sort", choices=sorts, default="downloads", help="(default: downloads)")
+    add_choice(search, "--sort", "downloads", sorts, "the most of it first")
     search.add_argument("--license", metavar="NAME", help="such as mit or apache-2.0")
-    search.add_argument("--max-size-gb", metavar="N", type=float, help="leave out models whose weights are larger")
-    search.add_argument("--limit", metavar="N", type=int, default=20, help="(default: 20)")
+    search.add_argument("--max-size-gb", metavar="N", type=number, help="leave out models whose weights are larger")
+    search.add_argument("--limit", metavar="N", type=int, default=20, help="most models to show (default: 20)")
     add_json(search)
     popular = verbs.add(
         "popular",
         topic=HUB,
-        help="list the most downloaded MLX text models",
+        help="list the models that a drafter is here for, and the most downloaded MLX text models",
         examples="mlxspec popular",
         run=run_popular,
     )
-    popular.add_argument("--limit", metavar="N", type=int, default=20, help="(default: 20)")
+    popular.add_argument("--limit", metavar="N", type=int, default=20, help="most models to show (default: 20)")
     add_json(popular)
     info = verbs.add(
         "info",
@@ -98,9 +96,9 @@ def run_search(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_popular(options: argparse.Namespace, output: Output) -> int:
-    from router.hub.catalog import MAX_RESULTS, popular
+    from router.hub.catalog import popular
 
-    return _show_found(popular(Store(), max(1, min(options.limit, MAX_RESULTS))), output)
+    return _show_found(popular(Store(), options.limit), output)
 
 
 def _show_found(found: "list[Found]", output: Output) -> int:
@@ -147,11 +145,11 @@ def run_info(options: argparse.Namespace, output: Output) -> int:
             ("revision", details.revision or "?"),
             ("architecture", details.architecture),
             ("weights", f"{details.quantization}, {in_units(details.size_bytes)} in {len(details.files)} files"),
-            ("parameters", f"{details.parameters / 1e9:.2f} billion" if details.parameters else "?"),
+            ("parameters", in_words(details.parameters) if details.parameters else "?"),
             ("context", f"{details.context_tokens} tokens" if details.context_tokens else "?"),
             ("licence", (details.license or "?") + (", gated" if details.gated else "")),
             ("runs here", "yes" if fit.can_run else f"no: {fit.reason}"),
-            ("memory", f"{in_units(fit.needed_bytes)} of {in_units(fit.budget_bytes)}" if fit.needed_bytes else "?"),
+            ("memory", _memory(fit)),
             (
                 "drafters",
                 ", ".join(drafters.copying) + (", layers" if drafters.own_layers else "") + f"; trained: {trained}",
@@ -160,6 +158,12 @@ def run_info(options: argparse.Namespace, output: Output) -> int:
         ]
     )
     return ExitStatus.OK
+
+
+def _memory(fit: "Fit") -> str:
+    if fit.needed_bytes is None:
+        return "?"
+    return f"{in_binary_units(fit.needed_bytes)}, of {in_binary_units(fit.budget_bytes)} for all models"
 
 
 def run_download(options: argparse.Namespace, output: Output) -> int:

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from common.errors import MlxspecError
+from common import paths
+from common.errors import ConfigError, MlxspecError
 from router.cli import (
     completion,
     configuration,
@@ -72,16 +73,16 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     except MlxspecError as error:
         output.error(error)
         return status_of(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        output.error(ConfigError(f"{error}; can {paths.home()} (MLXSPEC_HOME) be written?"))
+        return ExitStatus.FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all its verbs."""
-    parser = Parser(
-        prog="mlxspec",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="mlxspec", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"mlxspec {VERSION}")
     verbs = Verbs(parser)
     for group in GROUPS:

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from common.errors import ConfigError, InvalidRequest, MlxspecError, NotFound
 
+WIDEST = 1000  # characters of a table's line
+
 
 class ExitStatus(enum.IntEnum):
     """Exit codes of `mlxspec`."""
@@ -73,17 +75,18 @@ class Output:
         print(text, end="", file=self.out, flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Aligned on a terminal; else one line a row, its cells parted by tabs, without a head."""
+        """Aligned on a terminal, names whole; else one line a row, its cells parted by tabs, without a head."""
         if not self.is_terminal:
             for row in rows:
                 print("\t".join(row), file=self.out)
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(column, no_wrap=True)
         for row in rows:
             table.add_row(*map(escape, row))
-        self.console.print(table)
+        # Names stay whole, for copying: the terminal itself breaks lines that are too long for it.
+        Console(file=self.out, width=WIDEST, highlight=False).print(table)
 
     def facts(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Names and values, one pair a line."""

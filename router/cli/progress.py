@@ -2,18 +2,17 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
 from router.cli.output import Output
-from router.hub.store import in_units
-from router.hub.wishes import Progress
+from router.hub.wishes import Progress, Tell
+from router.units import in_units
 
 LINE_EVERY_S = 5.0
-Tell = Callable[[Progress], None]
 
 
 @contextlib.contextmanager

@@ -1,13 +1,17 @@
 """`mlxspec run`: talk to a model in the terminal."""
 
 import argparse
+import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidRequest, MlxspecError
+from common.states import WorkerState
 from router.cli.client import Client, connect
+from router.cli.fetching import fetch_unknown
 from router.cli.output import ExitStatus, NoServer, Output
-from router.cli.verbs import MODELS, Verbs, add_server
+from router.cli.verbs import MODELS, Verbs, add_server, number
 
 ANSWER_TIMEOUT_S = 600.0  # between two tokens, or until the model is loaded
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -30,7 +34,7 @@ def add_verbs(verbs: Verbs) -> None:
     run.add_argument("prompt", metavar="PROMPT", nargs="?", help="one message; without it, a conversation")
     run.add_argument("--system", metavar="TEXT", help="a system message")
     run.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of an answer")
-    run.add_argument("--temperature", metavar="T", type=float, help="0 is greedy")
+    run.add_argument("--temperature", metavar="T", type=number, help="0 is greedy")
     run.add_argument("--seed", metavar="N", type=int, help="same seed, same text")
     run.add_argument("--no-speculation", action="store_true", help="decode plainly")
     run.add_argument("--show-drafts", action="store_true", help="show accepted draft tokens dim")
@@ -39,6 +43,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run_model(options: argparse.Namespace, output: Output) -> int:
+    if not options.model.strip():
+        raise InvalidRequest("MODEL is empty; `mlxspec list` names those there are")
     client = connect(options)
     _prepare(client, options.model, output)
     talk = Talk(client, options, output)
@@ -55,13 +61,22 @@ def run_model(options: argparse.Namespace, output: Output) -> int:
 
 def converse(talk: "Talk", output: Output) -> int:
     """Read lines until the end of input."""
-    if sys.stdin.isatty():
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        _edit_lines()
         output.note(HELP)
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            line = input("> " if is_typed else "").strip()
         except EOFError:
+            if is_typed:
+                output.note("")
             return ExitStatus.OK
+        except KeyboardInterrupt:
+            if not is_typed:
+                raise
+            output.note(f"\n{HELP}")
+            continue
         if line in ("/quit", "/exit", "/bye"):
             return ExitStatus.OK
         if line in ("/help", "/?"):
@@ -72,20 +87,27 @@ def converse(talk: "Talk", output: Output) -> int:
             try:
                 talk.turn(line)
             except KeyboardInterrupt:
-                output.note("\n(ended)")
+                output.note("\n(ended: the conversation goes on without this turn)")
             except NoServer:
                 raise
             except MlxspecError as error:
                 output.error(error)
 
 
+def _edit_lines() -> None:
+    """Arrow keys and a history for `input`."""
+    with contextlib.suppress(ImportError):  # some builds of Python have none
+        import readline  # noqa: F401
+
+
 def _prepare(client: Client, model: str, output: Output) -> None:
-    """Have a model that the server does not know fetched, if its name is one of the hub's."""
-    known = {entry["id"] for entry in client.get("/v1/models")["data"]}
-    if model in known or "/" not in model:
-        return
-    output.note(f"{model} is not on the server yet: fetching and loading it")
-    client.call("POST", "/models/load", {"model": model}, timeout_s=24 * 3600.0)
+    """Have a model that only the hub has fetched; say so when the first answer has to wait for the model."""
+    fetch_unknown(client, model, output)
+    states = {entry["name"]: entry["state"] for entry in client.get("/models")["models"]}
+    if model not in states and (Path(model).expanduser() / "config.json").is_file():
+        raise InvalidRequest(f"{model} is a folder; give it a name first: mlxspec load {model} --name NAME")
+    if states.get(model, WorkerState.READY) != WorkerState.READY:
+        output.note(f"{model} is not loaded yet: the first answer takes longer")
 
 
 class Talk:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from router.cli.client import connect, quoted
+from router.cli.fetching import fetch_unknown
 from router.cli.output import ExitStatus, Output
 from router.cli.verbs import MODELS, SERVER, Run, Verbs, add_server
+from router.units import age, in_binary_units
 
 LOAD_TIMEOUT_S = 3600.0  # a large model from a slow disk; Ctrl-C ends the wait, not the loading
 UNLOAD_TIMEOUT_S = 120.0
@@ -53,7 +55,9 @@ def show_processes(options: argparse.Namespace, output: Output) -> int:
     if not models:
         hint = "mlxspec ps --all names the known ones" if answer["models"] else "mlxspec load FOLDER loads one"
         output.note(f"no model is loaded; {hint}")
-    output.note(f"memory: {size(answer['memory_used_bytes'])} of {size(answer['memory_budget_bytes'])}")
+    output.note(
+        f"memory: {in_binary_units(answer['memory_used_bytes'])} of {in_binary_units(answer['memory_budget_bytes'])}"
+    )
     return ExitStatus.OK
 
 
@@ -69,7 +73,7 @@ def rows(model: dict[str, Any], now: float) -> list[list[str]]:
             model["name"],
             worker["state"],
             str(worker["pid"]),
-            size(worker["footprint_bytes"]),
+            in_binary_units(worker["footprint_bytes"]),
             str(worker["running"]),
             str(worker["waiting"]),
             age(now - worker["started_at"]) if worker["started_at"] else "-",
@@ -89,11 +93,15 @@ def load(options: argparse.Namespace, output: Output) -> int:
         body |= {"path": options.model, "name": options.name}
     else:
         body |= {"model": options.model}
-    answer = connect(options).call("POST", "/models/load", body, LOAD_TIMEOUT_S)
+    client = connect(options)
+    if "model" in body and not options.no_wait:
+        fetch_unknown(client, options.model, output)
+    answer = client.call("POST", "/models/load", body, LOAD_TIMEOUT_S)
     if output.is_json:
         output.json(answer)
     else:
-        output.line(f"{answer['name']} is {answer['state']}")
+        # Without a wait it may be a download that was begun.
+        output.line(f"{answer['name']} is {answer.get('state') or answer['stage']}")
     return ExitStatus.OK
 
 
@@ -115,27 +123,6 @@ def unpin(options: argparse.Namespace, output: Output) -> int:
 def reload(options: argparse.Namespace, output: Output) -> int:
     answer = connect(options).call("POST", "/reload")
     return _done(output, answer, "\n".join(answer["changes"]))
-
-
-def size(count: float) -> str:
-    """Bytes for the eye."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GB"
-
-
-def age(seconds: float) -> str:
-    """A time span for the eye, in its two largest units at most."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 def _add_named(verbs: Verbs, name: str, what: str, run: Run) -> None:

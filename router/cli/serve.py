@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from common import config as configuration
+from common.config import Config, first_models, resolve_model_path
+from common.errors import ConfigError
 from router.cli.output import ExitStatus, Output
 from router.cli.verbs import SERVER, Verbs
 from router.hub.ids import looks_like_id
 from router.hub.wishes import Wish
-from router.supervisor.options import add_serve_options
+from router.supervisor.options import add_serve_options, read_config
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -25,17 +26,26 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def serve(options: argparse.Namespace, output: Output) -> int:
+    from router.cli.hub import download
     from router.supervisor import daemon  # only this verb pays for its imports
 
-    if options.model_path and _is_only_on_the_hub(options.model_path):
-        from router.cli.hub import download
-
-        if (status := download(Wish(id=options.model_path), output, is_for_server=True)) != ExitStatus.OK:
+    config = read_config(options)
+    if options.model_path and not _is_somewhere(options.model_path):
+        path = options.model_path
+        raise ConfigError(f"there is no folder {path!r}, and it is no id of Hugging Face (OWNER/NAME) either")
+    for model_id in _far_models(config):
+        status = download(Wish(id=model_id), output, is_for_server=True)
+        if status != ExitStatus.OK:
             return status
     return daemon.serve(options)
 
 
-def _is_only_on_the_hub(path: str) -> bool:
-    """Whether `path` is an id of the hub whose model is not here yet."""
-    resolved = configuration.resolve_model_path(path)
-    return resolved == path and looks_like_id(path) and not Path(path).exists()
+def _is_somewhere(path: str) -> bool:
+    """Whether it is a folder, a name in the store, or can be an id of the hub."""
+    return Path(path).expanduser().exists() or resolve_model_path(path) != path or looks_like_id(path)
+
+
+def _far_models(config: Config) -> list[str]:
+    """Ids of the models that are to be loaded at the start and are not on this machine yet."""
+    paths = [resolve_model_path(model.path) for model in first_models(config).values()]
+    return [path for path in paths if looks_like_id(path)]

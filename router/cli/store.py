@@ -6,9 +6,12 @@ from common.forms import FORMS, GROUP_SIZES
 from router.cli.client import connect, quoted
 from router.cli.hub import tell_server
 from router.cli.output import ExitStatus, NoServer, Output
+from router.cli.progress import showing
 from router.cli.verbs import MODELS, Verbs, add_json, add_server
 from router.hub.ids import check_form, check_id
-from router.hub.store import Store, in_units, read_origin
+from router.hub.store import PendingModel, Store, read_origin
+from router.hub.wishes import Wish
+from router.units import in_units
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -68,9 +71,16 @@ def run_list(options: argparse.Namespace, output: Output) -> int:
         room = f"{in_units(stats.models_bytes)} in {stats.path}, {in_units(stats.free_bytes)} free"
         output.note(f"\n{room}" if models else f"no models yet ({room}); try mlxspec popular")
         for pending in stats.pending:
-            state = "under way" if pending.is_active else f"stopped; mlxspec download {pending.name} goes on"
-            output.note(f"{pending.name}: {in_units(pending.size_bytes)}, {state}")
+            output.note(f"{pending.name}: {in_units(pending.size_bytes)}, {_state(pending)}")
     return ExitStatus.OK
+
+
+def _state(pending: PendingModel) -> str:
+    if pending.is_active:
+        return "under way"
+    if pending.wish is None:
+        return f"cut off in a conversion; to remove it: mlxspec rm {pending.name}"
+    return f"stopped; to go on: {pending.wish.command}"
 
 
 def run_rm(options: argparse.Namespace, output: Output) -> int:
@@ -103,8 +113,7 @@ def run_verify(options: argparse.Namespace, output: Output) -> int:
         if not problems:
             output.line(f"{options.name} is whole")
         elif origin := read_origin(Store().find(options.name)):
-            form = f" --quantize {origin.form}" if origin.form else ""
-            output.note(f"to fetch it anew: mlxspec download {origin.id}{form} --force")
+            output.note(f"to fetch it anew: {Wish(id=origin.id, quantize=origin.form).command} --force")
     return ExitStatus.FAILED if problems else ExitStatus.OK
 
 
@@ -113,7 +122,8 @@ def run_convert(options: argparse.Namespace, output: Output) -> int:
 
     check_form(options.quantize, options.group_size)
     store = Store()
-    path = convert_local(options.source, options.name, options.quantize, options.group_size, store)
+    with showing(output, options.source) as tell:
+        path = convert_local(options.source, options.name, options.quantize, options.group_size, store, tell)
     tell_server(output)
     model = store.describe(path)
     if output.is_json:

@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from common.errors import InvalidValue
 from router.cli.client import Client, connect
 from router.cli.output import ExitStatus, NoServer, Output
-from router.cli.running import age, size
-from router.cli.verbs import SERVER, Verbs, add_server
+from router.cli.verbs import SERVER, Verbs, add_server, number
+from router.units import age, in_binary_units
 
 HISTORY = 60
 BARS = " ▁▂▃▄▅▆▇█"
@@ -30,7 +31,7 @@ def add_verbs(verbs: Verbs) -> None:
         examples="mlxspec top\nmlxspec top --every 5",
         run=watch,
     )
-    parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
+    parser.add_argument("--every", type=number, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
     parser.add_argument("--once", action="store_true", help="show it once and end")
     add_server(parser)
 
@@ -53,6 +54,8 @@ class History:
 
 
 def watch(options: argparse.Namespace, output: Output) -> int:
+    if not options.every > 0:
+        raise InvalidValue(f"--every is {options.every:g}; it must be positive")
     client, history = connect(options), History()
     if output.is_json:
         output.json(client.get("/stats"))
@@ -85,7 +88,11 @@ def render(stats: dict[str, Any], history: History) -> RenderableType:
     ends = ", ".join(f"{count} {name}" for name, count in sorted(requests["outcomes"].items())) or "none ended yet"
     lines = Table.grid(padding=(0, 2))
     for name, value, curve in (
-        ("memory", f"{size(used)} of {size(budget)} ({share(used, budget)})", sparkline(history.memory, budget)),
+        (
+            "memory",
+            f"{in_binary_units(used)} of {in_binary_units(budget)} ({share(used, budget)})",
+            sparkline(history.memory, budget),
+        ),
         ("tokens/s", f"{rate:.1f}", sparkline(history.tokens_per_s)),
         ("accepted", f"{accepted} of {tokens['drafted']} drafted", ""),
         ("requests", f"{requests['live']} live, {requests['replayed']} replayed; {ends}", ""),
@@ -103,8 +110,8 @@ def _models(models: dict[str, dict[str, Any]]) -> Table:
         table.add_row(
             escape(name),
             model["state"],
-            size(model["memory_bytes"]),
-            size(model["kv_bytes"]),
+            in_binary_units(model["memory_bytes"]),
+            in_binary_units(model["kv_bytes"]),
             str(model["running"]),
             str(model["waiting"]),
             str(model["generated_tokens"]),

@@ -6,8 +6,10 @@ A file of verbs has one function `add_verbs(verbs)`. Each verb's parser names th
 
 import argparse
 import difflib
+import math
+import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from router.cli.output import ExitStatus, Output
@@ -15,8 +17,27 @@ from router.cli.output import ExitStatus, Output
 Run = Callable[[argparse.Namespace, Output], int]
 
 SERVER, MODELS, HUB, SETUP = "server", "models", "Hugging Face", "setup"
-WIDTH = 96  # of descriptions
+WIDTH = 96  # of a help text, where the terminal is not narrower
 TITLES = (SERVER, MODELS, HUB, SETUP)  # in the order of the help
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """A usage line that names the arguments and says of options only that there are some; indented lines stay."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(WIDTH, shutil.get_terminal_size().columns - 2))
+
+    def _format_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], groups: Iterable[Any], prefix: str | None
+    ) -> str:
+        if prefix is not None:  # argparse asks for the words before a verb
+            return super()._format_usage(usage, actions, groups, prefix)
+        arguments = self._format_actions_usage([action for action in actions if not action.option_strings], [])
+        return f"usage: {self._prog} [options] {arguments}".rstrip() + "\n\n"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = [line if line.startswith(" ") else textwrap.fill(line, width) for line in text.splitlines()]
+        return "\n".join(lines)
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     verbs: "Verbs | None" = None
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self._positionals.title = "arguments"
 
     def error(self, message: str) -> NoReturn:
@@ -72,10 +93,8 @@ class Verbs:
         self._lines.setdefault(topic, []).append((name, help))
         parser: Parser = self._parsers.add_parser(
             name,
-            description=textwrap.fill(description or f"{help[:1].upper()}{help[1:]}.", WIDTH),
+            description=description or f"{help[:1].upper()}{help[1:]}.",
             epilog=f"examples:\n{_indented(examples)}" if examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         if run is not None:
             parser.set_defaults(run=run)
@@ -96,6 +115,23 @@ class Verbs:
             for topic in sorted(self._lines, key=_place)
         ]
         return start + "\n" + "\n".join(blocks) + mark + options + tail
+
+
+def number(text: str) -> float:
+    """A finite number, as argparse's `type`."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def add_choice(
+    parser: argparse._ActionsContainer, name: str, default: str | None, choices: Sequence[str], what: str
+) -> None:
+    """An option with few values, all of which its help names."""
+    preset = f" (default: {default})" if default else ""
+    text = f"{what}: {', '.join(choices)}{preset}"
+    parser.add_argument(name, metavar="WHICH", choices=choices, default=default, help=text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -14,14 +14,16 @@ from router.hub import failures, fit
 from router.hub.files import needed_files
 from router.hub.fit import Drafters, Fit
 from router.hub.ids import check_id, check_revision
-from router.hub.store import FileRecord, Store, quantization_of
+from router.hub.store import UNKNOWN, FileRecord, Store, quantization_of, read_origin
 
 disable_progress_bars()
 
 SORTS = ("downloads", "likes", "trending_score", "last_modified", "created_at")
 TASKS = ("text-generation", "any")
 MAX_RESULTS = 100
+NAMESAKES = 5  # of a model that has a draft head: how many are looked at
 TIMEOUT_S = 15.0
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _EXPAND = [
     "downloads",
     "likes",
@@ -119,9 +121,11 @@ def search(query: Query, store: Store) -> list[Found]:
 
 
 def popular(store: Store, limit: int = 20) -> list[Found]:
-    """The most downloaded MLX text models; those that have a draft head on this machine come first."""
-    models = search(Query(library="mlx", limit=limit), store)
-    return sorted(models, key=lambda model: not model.drafts)
+    """Models that a draft head on this machine drafts for, then the most downloaded MLX text models."""
+    found = {model.id: model for model in search(Query(library="mlx", limit=limit), store)}
+    for name in fit.drafted_models():
+        found |= {model.id: model for model in search(Query(query=name, limit=NAMESAKES), store) if model.drafts}
+    return sorted(found.values(), key=lambda model: not model.drafts)[:limit]
 
 
 def info(model_id: str, store: Store, revision: str | None = None, memory_limit_gb: float = 0.0) -> Details:
@@ -152,9 +156,9 @@ def _hub_info(model_id: str, store: Store, revision: str | None, memory_limit_gb
         id=model.id,
         revision=model.sha or "",
         source="hub",
-        architecture=str(config.get("model_type", "unknown")),
+        architecture=str(config.get("model_type", UNKNOWN)),
         quantization=quantization_of(config),
-        license=_license(model.tags),
+        license=license_of(model.tags),
         gated=bool(model.gated),
         size_bytes=sum(file.size for file in files),
         parameters=fit.element_count(parameters, config) if parameters else None,
@@ -168,7 +172,7 @@ def _hub_info(model_id: str, store: Store, revision: str | None, memory_limit_gb
 
 def _local_info(name: str, store: Store, memory_limit_gb: float) -> Details:
     folder = store.find(name)
-    model = store.describe(folder)
+    model, origin = store.describe(folder), read_origin(folder)
     config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes())
     files = [FileRecord(name=f.name, size=f.stat().st_size) for f in sorted(folder.iterdir()) if _is_model_file(f.name)]
     weights = sum(file.size for file in files if file.name.endswith(".safetensors"))
@@ -179,7 +183,7 @@ def _local_info(name: str, store: Store, memory_limit_gb: float) -> Details:
         source="local",
         architecture=model.architecture,
         quantization=model.quantization,
-        license=None,
+        license=origin.license if origin else None,
         gated=False,
         size_bytes=sum(file.size for file in files),
         parameters=fit.element_count(parameters, config) if parameters else None,
@@ -211,7 +215,7 @@ def _listed(query: Query, library: str | None) -> Iterable[ModelInfo]:
         tags.append(f"license:{query.license}")
     # More than wanted where some are left out afterwards.
     limit = query.limit * 5 if query.max_size_gb else query.limit
-    with failures.told(query.query or "the list of models"):
+    with failures.told("the hub's list of models"):
         # Without a network the library's own retries would take half a minute to say so.
         get_session().head(failures.endpoint(), timeout=TIMEOUT_S)
         api = HfApi(endpoint=failures.endpoint())
@@ -234,12 +238,12 @@ def _found(model: ModelInfo, store: Store) -> Found:
         downloads=model.downloads or 0,
         likes=model.likes or 0,
         updated=model.last_modified.date().isoformat() if model.last_modified else None,
-        library="mlx" if "mlx" in (model.tags or ()) else model.library_name or "unknown",
-        license=_license(model.tags),
+        library="mlx" if "mlx" in (model.tags or ()) else model.library_name or UNKNOWN,
+        license=license_of(model.tags),
         size_bytes=fit.stored_bytes(parameters) or None,
         parameters=fit.element_count(parameters, config) or None,
-        quantization=quantization_of(config),
-        architecture=str(config.get("model_type", "unknown")),
+        quantization=_form(config, parameters),
+        architecture=str(config.get("model_type", UNKNOWN)),
         gated=bool(model.gated),
         is_local=_is_local(name, store),
         drafts=fit.trained_heads(name),
@@ -257,8 +261,17 @@ def _parameters(model: ModelInfo) -> Mapping[str, int]:
     return model.safetensors.parameters if model.safetensors else {}
 
 
-def _license(tags: Iterable[str] | None) -> str | None:
+def license_of(tags: Iterable[str] | None) -> str | None:
+    """The licence that a model's tags name."""
     return next((tag.partition(":")[2] for tag in tags or () if tag.startswith("license:")), None)
+
+
+def _form(config: dict[str, Any], parameters: Mapping[str, int]) -> str:
+    """What the config says, else the type of most weights: the hub's lists have little of the config."""
+    form = quantization_of(config)
+    if form != UNKNOWN or not parameters:
+        return form
+    return FLOATS.get(max(parameters, key=lambda dtype: parameters[dtype]), UNKNOWN)
 
 
 def _is_small_enough(model: Found, limit_gb: float | None) -> bool:

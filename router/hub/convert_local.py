@@ -6,9 +6,12 @@ from common.errors import Conflict, ModelNotFound
 from router.hub.conversion import convert
 from router.hub.ids import check_id, converted_name, looks_like_id
 from router.hub.store import Origin, Store, now, read_origin, records_of
+from router.hub.wishes import Progress, Tell
 
 
-def convert_local(source: str, name: str | None, form: str | None, group_size: int | None, store: Store) -> Path:
+def convert_local(
+    source: str, name: str | None, form: str | None, group_size: int | None, store: Store, tell: Tell
+) -> Path:
     """Convert the folder (or model in the store) `source`; returns the new model's folder in the store.
 
     Raises `ModelNotFound`, `Conflict` when the name is taken, and what the conversion raises.
@@ -21,6 +24,7 @@ def convert_local(source: str, name: str | None, form: str | None, group_size: i
         made = pending / "converted"
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         store.check_space(size, name)
+        tell(Progress(stage="converting"))
         convert(folder, made, form, group_size)
         origin = read_origin(folder)
         place = store.publish(
@@ -31,6 +35,7 @@ def convert_local(source: str, name: str | None, form: str | None, group_size: i
                 revision=origin.revision if origin else "",
                 files=records_of(made),
                 form=form,
+                license=origin.license if origin else None,
                 downloaded_at=now(),
             ),
         )
@@ -43,6 +48,10 @@ def _found(source: str, store: Store) -> tuple[Path, str]:
     folder = Path(source).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve(), folder.resolve().name
-    if looks_like_id(source) or "/" not in source:
+    if (looks_like_id(source) or "/" not in source) and store.has(source):
         return store.find(source), source
-    raise ModelNotFound(f"{source} is no folder with a config.json; to fetch one: mlxspec download ID --quantize FORM")
+    if looks_like_id(source):
+        raise ModelNotFound(
+            f"{source} is not in {store.root}; to fetch it from Hugging Face: mlxspec download {source} --quantize FORM"
+        )
+    raise ModelNotFound(f"{source} is neither a folder with a config.json nor a name of `mlxspec list`")

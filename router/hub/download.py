@@ -21,11 +21,11 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from common.errors import HubError
 from router.hub import failures
-from router.hub.catalog import hub_model
+from router.hub.catalog import hub_model, license_of
 from router.hub.conversion import convert
 from router.hub.files import needed_files
-from router.hub.store import FileRecord, Origin, Store, check_file, now, records_of
-from router.hub.wishes import Progress, Wish, check_wish
+from router.hub.store import PLAN_FILE, FileRecord, Origin, Plan, Store, check_file, now, read_plan, records_of
+from router.hub.wishes import Progress, Tell, Wish, check_wish
 
 disable_progress_bars()
 # The library keeps a chunk in memory until it is whole; what was not written is lost with a broken connection.
@@ -35,10 +35,6 @@ FILES_AT_ONCE = 4
 PROGRESS_EVERY_S = 0.2
 METADATA_TIMEOUT_S = 15.0
 PART = ".part"
-PLAN_FILE = ".plan.json"
-
-
-Tell = Callable[[Progress], None]
 
 
 def fetch(wish: Wish, store: Store, tell: Tell = lambda progress: None) -> Path:
@@ -57,9 +53,15 @@ def fetch(wish: Wish, store: Store, tell: Tell = lambda progress: None) -> Path:
 
 def _fetch(wish: Wish, store: Store, folder: Path, tell: Tell) -> Path:
     model = hub_model(wish.id, wish.revision)
-    origin = Origin(id=wish.id, revision=model.sha or "", files=needed_files(model), downloaded_at=now())
+    origin = Origin(
+        id=wish.id,
+        revision=model.sha or "",
+        files=needed_files(model),
+        license=license_of(model.tags),
+        downloaded_at=now(),
+    )
     work = folder / "files"
-    _start_or_resume(folder, work, origin)
+    _start_or_resume(folder, work, Plan(wish=wish, revision=origin.revision))
     total = sum(file.size for file in origin.files)
     # A conversion holds source and result together.
     store.check_space(total * (2 if wish.quantize else 1) - _held(work, origin), wish.name)
@@ -80,20 +82,16 @@ def _fetch(wish: Wish, store: Store, folder: Path, tell: Tell) -> Path:
     return place
 
 
-def _start_or_resume(folder: Path, work: Path, origin: Origin) -> None:
+def _start_or_resume(folder: Path, work: Path, plan: Plan) -> None:
     """Keep what an earlier try of the same revision left; else begin anew."""
-    plan = folder / PLAN_FILE
-    try:
-        earlier = msgspec.json.decode(plan.read_bytes(), type=Origin)
-    except (OSError, msgspec.DecodeError):
-        earlier = None
-    if earlier is None or earlier.revision != origin.revision:
+    earlier = read_plan(folder)
+    if earlier is None or earlier.revision != plan.revision:
         Store.empty(work)
     for old in folder.iterdir():
-        if old not in (work, plan):
+        if old not in (work, folder / PLAN_FILE):
             Store.empty(old)
     work.mkdir(exist_ok=True)
-    plan.write_bytes(msgspec.json.encode(origin))
+    (folder / PLAN_FILE).write_bytes(msgspec.json.encode(plan))
 
 
 def _download_all(model_id: str, origin: Origin, work: Path) -> None:

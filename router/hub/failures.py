@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from common.errors import (
+    ConfigError,
     HubError,
     HubGated,
     HubNotFound,
@@ -34,8 +35,11 @@ RETRY_AFTER_S = 60.0
 
 
 def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, or huggingface.co."""
-    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    """The hub's address: HF_ENDPOINT, or huggingface.co. Raises `ConfigError` for what is no address."""
+    address = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"HF_ENDPOINT is {address[:200]!r}; it must be an address such as {DEFAULT_ENDPOINT}")
+    return address
 
 
 @contextlib.contextmanager
@@ -55,7 +59,7 @@ def in_our_words(error: Exception, model_id: str, revision: str | None = None) -
     match error:
         case OfflineModeIsEnabled():
             return HubOffline(
-                f"{where} is not here and HF_HUB_OFFLINE forbids to fetch it; unset that, or `mlxspec list`"
+                f"{where} is not here and HF_HUB_OFFLINE forbids to fetch it; unset that, or take one of `mlxspec list`"
             )
         case GatedRepoError():
             page = f"{endpoint()}/{model_id}"

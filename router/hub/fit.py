@@ -142,15 +142,23 @@ def drafters_of(name: str, config: Mapping[str, Any], drafts: Path | None = None
 
 def trained_heads(name: str, drafts: Path | None = None) -> list[str]:
     """Heads that draft for `name`, made here (in `drafts`) or shipped: by their reports, or by their folders' names."""
-    folders = (drafts or paths.drafts_dir(), paths.shipped_drafts_dir())
-    found = {path.parent.name for folder in folders for path in folder.glob("*/config.json") if _is_for(name, path)}
-    return sorted(found)
+    return sorted(head for head, model in _used_heads(drafts).items() if model in (name, name.rpartition("/")[2]))
 
 
-def _is_for(name: str, path: Path) -> bool:
-    head, last = path.parent.name, name.rpartition("/")[2]
-    report = _report(path.with_name("report.json"))
-    return report.get("is_used") is not False and report.get("model", head) in (name, last)
+def drafted_models(drafts: Path | None = None) -> list[str]:
+    """Names of the models that have a head."""
+    return sorted(set(_used_heads(drafts).values()))
+
+
+def _used_heads(drafts: Path | None) -> dict[str, str]:
+    """Heads that are used, each with the model that it was made for."""
+    heads: dict[str, str] = {}
+    for folder in (paths.shipped_drafts_dir(), drafts or paths.drafts_dir()):
+        for path in folder.glob("*/config.json"):
+            report = _report(path.with_name("report.json"))
+            if report.get("is_used") is not False:
+                heads[path.parent.name] = str(report.get("model", path.parent.name))
+    return heads
 
 
 def _report(path: Path) -> Mapping[str, Any]:

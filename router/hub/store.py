@@ -16,11 +16,16 @@ from pathlib import Path
 import msgspec
 
 from common import paths
+from common.config import model_folders
 from common.errors import Conflict, Forbidden, ModelNotFound, NoSpace
 from router.hub.ids import check_id
+from router.hub.wishes import Wish
+from router.units import in_units
 
 ORIGIN_FILE = ".mlxspec.json"
 PENDING = ".pending"
+PLAN_FILE = ".plan.json"
+UNKNOWN = "unknown"  # what nothing tells
 SPARE_BYTES = 256 * 2**20  # what a download leaves free
 CHUNK_BYTES = 1 << 20
 
@@ -41,7 +46,15 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     files: list[FileRecord]
     form: str | None = None
+    license: str | None = None
     downloaded_at: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a download that is under way fetches: the wish, and the commit that its revision was when it began."""
+
+    wish: Wish
+    revision: str
 
 
 class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,11 +71,12 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A download that was cut off, or is under way."""
+    """What was cut off, or is under way: a download with its `wish`, or a conversion (None)."""
 
     name: str
     size_bytes: int
     is_active: bool
+    wish: Wish | None
 
 
 class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +140,7 @@ class Store:
             path=str(path),
             size_bytes=_size(path),
             modified_at=int((path / "config.json").stat().st_mtime),
-            architecture=str(config.get("model_type", "unknown")),
+            architecture=str(config.get("model_type", UNKNOWN)),
             quantization=quantization_of(config),
             origin=origin.id if origin else None,
             revision=origin.revision if origin else None,
@@ -149,11 +163,7 @@ class Store:
         folder = self.root / PENDING
         if not folder.is_dir():
             return []
-        return [
-            PendingModel(name=path.name.replace("--", "/"), size_bytes=_size(path), is_active=_is_locked(path))
-            for path in sorted(folder.iterdir())
-            if path.is_dir()
-        ]
+        return [_pending(path) for path in sorted(folder.iterdir()) if path.is_dir()]
 
     def free_bytes(self) -> int:
         """Room on the store's disk."""
@@ -173,7 +183,10 @@ class Store:
 
     @contextlib.contextmanager
     def making(self, name: str) -> Iterator[Path]:
-        """The hidden folder for making `name`, held alone by this process. Raises `Conflict`."""
+        """The hidden folder for making `name`, held alone by this process; it stays if something is in it.
+
+        Raises `Conflict`.
+        """
         folder = self.pending(name)
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder).open("wb") as lock:
@@ -183,7 +196,11 @@ class Store:
                 raise Conflict(
                     f"{name} is being downloaded or converted by another process; wait for its end"
                 ) from None
-            yield folder
+            try:
+                yield folder
+            finally:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    self.forget_pending(folder)
 
     def publish(self, made: Path, name: str, origin: Origin | None) -> Path:
         """Put a finished folder in its place at once, in place of what was there. `made` lies on the same disk."""
@@ -238,21 +255,18 @@ class Store:
         return [p for record in origin.files if (p := check_file(path / record.name, record)) is not None]
 
 
-def model_folders(root: Path) -> list[Path]:
-    """Folders with a config.json below `root` and below its sub-folders; hidden ones are left out."""
-    found: list[Path] = []
-    for folder in _visible(root):
-        if (folder / "config.json").is_file():
-            found.append(folder)
-        elif not folder.is_symlink():
-            found += [inner for inner in _visible(folder) if (inner / "config.json").is_file()]
-    return found
-
-
 def read_origin(folder: Path) -> Origin | None:
     """Where a model came from, if it says so."""
     try:
         return msgspec.json.decode((folder / ORIGIN_FILE).read_bytes(), type=Origin)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """What the download in this hidden folder fetches, if it is one."""
+    try:
+        return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=Plan)
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -286,26 +300,21 @@ def quantization_of(config: dict[str, object]) -> str:
         return f"{quantization['bits']}-bit" + ("" if mode == "affine" else f" {mode}")
     if isinstance(quantization, dict) and quantization.get("quant_method"):
         return str(quantization["quant_method"])
-    return str(config.get("torch_dtype") or config.get("dtype") or "unknown")
-
-
-def in_units(size: float) -> str:
-    """Bytes for people: 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    return str(config.get("torch_dtype") or config.get("dtype") or UNKNOWN)
 
 
 def now() -> int:
     return int(time.time())
 
 
-def _visible(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _pending(folder: Path) -> PendingModel:
+    plan = read_plan(folder)
+    return PendingModel(
+        name=plan.wish.name if plan else folder.name.replace("--", "/"),
+        size_bytes=_size(folder),
+        is_active=_is_locked(folder),
+        wish=plan.wish if plan else None,
+    )
 
 
 def _inside(path: Path, root: Path) -> bool:

@@ -1,5 +1,7 @@
 """What can be wished for, and how it is told of: light, for those that only pass it on."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from router.hub.ids import check_form, check_id, check_revision, converted_name
@@ -19,6 +21,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The name under which it will be in the store."""
         return converted_name(self.id, self.quantize)
 
+    @property
+    def command(self) -> str:
+        """What to type for it."""
+        options = {"revision": self.revision, "quantize": self.quantize, "group-size": self.group_size}
+        return " ".join(["mlxspec download", self.id, *(f"--{key} {value}" for key, value in options.items() if value)])
+
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far it is. `stage`: looking, downloading, converting, ready."""
@@ -26,6 +34,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     done_bytes: int = 0
     total_bytes: int = 0
+
+
+Tell = Callable[[Progress], None]
 
 
 def check_wish(wish: Wish) -> None:

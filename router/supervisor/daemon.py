@@ -175,11 +175,8 @@ class Supervisor:
     def _want_first_models(self, fleet: Fleet) -> None:
         """The default model, then those that are always to be loaded."""
         self._main_model = fleet.default_name()
-        models = configuration.discover_models(self._config)
-        kept = [name for name, model in models.items() if model.preload or model.pin]
-        for name in dict.fromkeys([self._main_model, *kept]):
-            if name is not None:
-                fleet.want(fleet.models[name], for_ever=True)
+        for name in configuration.first_models(self._config):
+            fleet.want(fleet.models[name], for_ever=True)
 
     async def _listen(self, control: ControlSocket, fleet: Fleet) -> None:
         desk = CallDesk(fleet, control, lambda: self._reload(fleet))

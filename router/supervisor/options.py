@@ -33,7 +33,8 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="share of a model's own layers in its drafter (default: 0.5; 0: none)",
     )
-    how.add_argument("--log-level", choices=LOG_LEVELS, help="how much the logs say (default: info)")
+    levels = ", ".join(LOG_LEVELS)
+    how.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=f"{levels} (default: info)")
 
 
 def read_config(arguments: argparse.Namespace) -> Config:

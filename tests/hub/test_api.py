@@ -157,6 +157,41 @@ async def test_load_of_a_hub_id_downloads_it_first(cluster: Cluster, home: Path)
     assert (status, answer["error"]["code"]) == (404, "hub_model_not_found")
 
 
+async def test_model_of_the_configuration_is_fetched_when_it_is_asked_for(cluster: Cluster, home: Path) -> None:
+    folder = str(home / "models" / LLAMA)
+
+    def load(call: EnsureModel) -> str:
+        if call.name == "broken":
+            return ""
+        assert call.path in (None, folder)
+        cluster.supervisor.set("far", WorkerState.READY, cluster.workers[0], path=folder)
+        return ""
+
+    await cluster.add_worker("far#1")
+    cluster.supervisor.on_ensure = load
+    cluster.supervisor.set("far", WorkerState.STOPPED, path=LLAMA)
+    cluster.supervisor.set("broken", WorkerState.STOPPED, path="acme/none")
+    await wait_until(lambda: cluster.backend.directory.find("broken"))
+    status, answer = await call(cluster, "POST", "/generate", {"model": "far", "prompt": "Hi", "max_tokens": 2})
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
+    assert (home / "models" / LLAMA / "config.json").is_file()
+    status, answer = await call(cluster, "POST", "/generate", {"model": "broken", "prompt": "Hi"})
+    assert (status, answer["error"]["code"]) == (404, "hub_model_not_found")
+
+
+async def test_known_model_of_the_hub_is_loaded_by_its_name(cluster: Cluster, home: Path) -> None:
+    def load(call: EnsureModel) -> str:
+        cluster.supervisor.set(call.name, WorkerState.READY, path=call.path)
+        return ""
+
+    cluster.supervisor.on_ensure = load
+    cluster.supervisor.set("far", WorkerState.STOPPED, path=LLAMA)
+    await wait_until(lambda: cluster.backend.directory.find("far"))
+    status, answer = await call(cluster, "POST", "/models/load", {"model": "far"})
+    assert (status, answer["path"]) == (200, str(home / "models" / LLAMA))
+    assert not (home / "state.json").exists()  # it stands in the configuration: nothing is to be remembered
+
+
 async def test_only_allowed_folders_are_loaded_by_path(hub: FakeHub, home: Path, tmp_path: Path) -> None:
     allowed, other = tmp_path / "allowed", tmp_path / "other"
     for folder in (allowed, other, home / "models"):

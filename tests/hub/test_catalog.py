@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common import footprint
-from common.errors import HubUnreachable, InvalidValue
+from common.errors import ConfigError, HubUnreachable, InvalidValue
 from router.hub import catalog, fit
 from router.hub.catalog import Query
 from router.hub.download import fetch
@@ -34,6 +34,7 @@ def test_search_filters_by_license_and_size(hub: FakeHub, store: Store) -> None:
     (model,) = catalog.search(Query(license="apache-2.0"), store)
     assert (model.id, model.license, model.is_local) == ("acme/tiny-llama", "apache-2.0", False)
     assert model.size_bytes
+    assert model.quantization == "bfloat16"
     assert catalog.search(Query(max_size_gb=model.size_bytes / 2e9), store) == []
 
 
@@ -51,6 +52,12 @@ def test_no_network_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
         catalog.search(Query(), store)
 
 
+def test_address_that_is_none_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+    with pytest.raises(ConfigError, match=r"HF_ENDPOINT is 'huggingface\.co'"):
+        catalog.search(Query(), store)
+
+
 def test_popular_puts_models_with_a_trained_head_first(hub: FakeHub, store: Store, home: Path) -> None:
     for repo in hub.repos.values():
         repo.tags.append("mlx")
@@ -61,6 +68,9 @@ def test_popular_puts_models_with_a_trained_head_first(hub: FakeHub, store: Stor
     found = catalog.popular(store)
     assert (found[0].id, found[0].drafts) == ("acme/tiny-mistral", ["head"])
     assert len(found) == 4
+    assert [model.id for model in catalog.popular(store, limit=1)] == ["acme/tiny-mistral"]
+    hub.repos["acme/tiny-mistral"].tags.remove("mlx")
+    assert catalog.popular(store)[0].id == "acme/tiny-mistral"
 
 
 def test_info_tells_of_hub_and_local_models_alike(hub: FakeHub, store: Store) -> None:
@@ -73,7 +83,7 @@ def test_info_tells_of_hub_and_local_models_alike(hub: FakeHub, store: Store) ->
     here = catalog.info("acme/tiny-llama", store)
     assert (here.source, here.local_path) == ("local", str(store.find("acme/tiny-llama")))
     assert here.fit.needed_bytes == pytest.approx(there.fit.needed_bytes, rel=0.01)
-    assert here.size_bytes == there.size_bytes
+    assert (here.size_bytes, here.license) == (there.size_bytes, there.license)
 
 
 def test_need_grows_with_the_form_and_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.config import Config, discover_models
 from common.errors import Forbidden, MlxspecError, ModelNotFound
 from router.hub.files import is_needed
 from router.hub.ids import check_form, check_id, check_revision
-from router.hub.store import FileRecord, Origin, Store
+from router.hub.store import PENDING, PLAN_FILE, FileRecord, Origin, Plan, Store
 from router.hub.wishes import Wish, check_wish
 
 TRICKS = [
@@ -151,6 +152,27 @@ def test_verify_names_what_differs(store: Store, tmp_path: Path) -> None:
         "b.txt": "has another sha256",
         "c.txt": "is missing",
     }
+
+
+def test_what_was_cut_off_says_how_it_goes_on(store: Store) -> None:
+    wish = Wish(id="acme/x", revision="v1", quantize="q4", group_size=32)
+    with store.making(wish.name) as folder:
+        (folder / PLAN_FILE).write_bytes(msgspec.json.encode(Plan(wish=wish, revision="c0ffee")))
+        assert store.unfinished()[0].is_active
+    with store.making("converted") as folder:
+        (folder / "some.safetensors").write_text("cut off")
+    found = {pending.name: pending for pending in store.unfinished()}
+    assert not found["acme/x-q4"].is_active
+    assert found["acme/x-q4"].wish == wish
+    assert wish.command == "mlxspec download acme/x --revision v1 --quantize q4 --group-size 32"
+    assert found["converted"].wish is None
+
+
+def test_nothing_is_left_of_what_failed_before_it_began(store: Store) -> None:
+    with pytest.raises(ModelNotFound), store.making("acme/x"):
+        raise ModelNotFound("no such model")
+    assert store.unfinished() == []
+    assert list((store.root / PENDING).iterdir()) == []
 
 
 def test_publishing_again_replaces_at_once(store: Store, tmp_path: Path) -> None:

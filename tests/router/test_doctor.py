@@ -73,7 +73,7 @@ def test_memory_files_and_disk() -> None:
     assert "raise supervisor.memory_limit_gb" in doctor.check_memory(2 * gib, 16 * gib).advice
     assert doctor.check_files(256, resource.RLIM_INFINITY).level == "ok"
     assert doctor.check_files(256, 1024).level == "warn"
-    assert "GB free at" in doctor.check_disk(Path("/no/such/folder")).found
+    assert "B free at" in doctor.check_disk(Path("/no/such/folder")).found
 
 
 def test_home_must_be_writable_and_short(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench"
     )
     judge.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    judge.add_argument("--json", action="store_true")
     listing = verbs.add_parser("list", help="show all heads")
     listing.set_defaults(run=_list)
     listing.add_argument("--json", action="store_true")
@@ -140,7 +141,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     prompts = _prompts(options.prompts) if options.prompts else ()
     made = evaluate(entry, model, options.weights, prompts)
     report.save(made, entry.folder)
-    print(report.summary(made.measured))
+    if options.json:
+        _print_json(_described(entry) | {"is_used": made.is_used, "report": made})
+    else:
+        print(report.summary(made.measured))
     return OK if made.is_used else DOES_NOT_PAY
 
 

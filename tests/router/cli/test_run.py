@@ -1,14 +1,17 @@
 """`mlxspec run`: one answer, conversations, drafts, and models that the server does not know yet."""
 
+import builtins
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from common.messages import ChatPrompt
+from common.states import WorkerState
 from router.cli.output import ExitStatus
-from tests.fakes import Cluster, failed, whole_text
+from tests.fakes import Cluster, failed, wait_until, whole_text
 from tests.router.cli.conftest import Cli
 
 
@@ -73,6 +76,32 @@ async def test_conversation_remembers_until_it_is_reset(cluster: Cluster, run_cl
     assert typed == ["never"]
 
 
+async def test_ctrl_c_at_the_prompt_starts_a_new_line(
+    cluster: Cluster, run_cli: Cli, typed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed += ["CTRL-C", "a"]
+    read = builtins.input
+
+    def interrupted(prompt: str) -> str:
+        line = read(prompt)
+        if line == "CTRL-C":
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    status, out, err = await run_cli("run", "tiny", "--max-tokens", "1")
+    assert (status, out) == (0, f"{whole_text(1)}\n")
+    assert err.count("Ctrl-D") == 2
+
+
+async def test_model_that_is_not_loaded_is_announced(cluster: Cluster, run_cli: Cli) -> None:
+    cluster.supervisor.set("cold", WorkerState.FAILED, detail="no memory")
+    await wait_until(lambda: cluster.backend.directory.find("cold"))
+    status, _, err = await run_cli("run", "cold", "Hi")
+    assert status == ExitStatus.FAILED
+    assert err.startswith("cold is not loaded yet: the first answer takes longer\nmlxspec: ")
+
+
 async def test_refused_turn_does_not_end_the_conversation(cluster: Cluster, run_cli: Cli, typed: list[str]) -> None:
     typed += ["a", "b"]
     cluster.workers[0].answer = lambda generate: (
@@ -106,6 +135,7 @@ async def test_speculation_can_be_off(cluster: Cluster, run_cli: Cli) -> None:
     [
         (("nobody", "Hi"), ExitStatus.NOT_FOUND, "known models: tiny"),
         (("tiny", "Hi", "--temperature", "-1"), ExitStatus.USAGE, "temperature is -1"),
+        (("", "Hi"), ExitStatus.USAGE, "MODEL is empty"),
         (("tiny", "Hi", "--url", "http://127.0.0.1:1"), ExitStatus.NO_SERVER, "mlxspec serve"),
     ],
 )
@@ -115,6 +145,13 @@ async def test_error_is_one_line_with_its_exit_code(
     code, out, err = await run_cli("run", *arguments)
     assert (code, out) == (status, "")
     assert err.startswith("mlxspec: ") and says in err and err.count("\n") == 1
+
+
+async def test_folder_is_to_get_a_name_first(run_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    status, _, err = await run_cli("run", str(tmp_path), "Hi")
+    assert status == ExitStatus.USAGE
+    assert f"mlxspec load {tmp_path} --name NAME" in err
 
 
 async def test_json_needs_a_prompt(run_cli: Cli, typed: list[str]) -> None:

@@ -51,7 +51,7 @@ def test_screen_shows_memory_tokens_acceptance_and_queue() -> None:
     console.print(render(STATS, history))
     text = console.export_text()
     for words in (
-        "1.00 GB of 4.00 GB (25 %)",
+        "1.0 GiB of 4.0 GiB (25 %)",
         "7.0",
         "50 % of 50 drafted",
         "1 live, 0 replayed; 2 stop",

@@ -97,6 +97,11 @@ def test_every_answering_verb_has_json() -> None:
         (["convert", "acme/none"], 5, "acme/none is not in"),
         (["download", "a/b/c"], 2, "is no model id"),
         (["config", "check", "--config", "/no.toml"], 3, "cannot read configuration"),
+        (["popular", "--limit", "0"], 2, "limit is 0; it must lie in [1, 100]"),
+        (["search", "x", "--max-size-gb", "-1"], 2, "it must be positive"),
+        (["ps", "--url", "host:99999"], 3, "is no server's address"),
+        (["ps", "--url", "ftp://host"], 3, "is no server's address"),
+        (["top", "--every", "0"], 2, "--every is 0"),
     ],
 )
 def test_mistakes_take_one_line_and_have_their_exit_code(
@@ -109,6 +114,43 @@ def test_mistakes_take_one_line_and_have_their_exit_code(
     if "--config" not in words:
         assert main([*words, "--json"]) == status
         assert says in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "x", "hi", "--temperature", "nan"],
+        ["search", "x", "--max-size-gb", "inf"],
+        ["top", "--every", "nan"],
+        ["downlod", "x"],
+        ["download", "x", "--quantize", "q9"],
+        ["download", "x", "--group-size", "48"],
+    ],
+)
+def test_wrong_usage_takes_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mlxspec") and "--help" in line
+
+
+def test_home_that_cannot_be_written_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLXSPEC_HOME", "/proc/none")
+    assert main(["download", "acme/x"]) == 1
+    assert "can /proc/none (MLXSPEC_HOME) be written?" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_serve_refuses_a_model_that_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model-path", "/no/such/folder"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is no folder '/no/such/folder'" in line
+
+
+def test_unchanged_configuration_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "--changed"]) == 0
+    assert capsys.readouterr() == ("", "nothing differs from the defaults\n")
 
 
 def test_list_of_an_empty_store(capsys: pytest.CaptureFixture[str]) -> None:
