@@ -39,7 +39,9 @@ def add_verbs(verbs: Verbs) -> None:
     inner = Verbs(parser, dest="draft_command", is_required=True)
     _add_build(inner)
     listing = inner.add("list", help="list the heads", examples="mlxspec draft list --json", run=run_list)
-    info = inner.add("info", help="show a head's report", examples="mlxspec draft info smollm2-135m", run=run_info)
+    info = inner.add(
+        "info", help="show how a head was made and measured", examples="mlxspec draft info smollm2-135m", run=run_info
+    )
     judge = inner.add(
         "eval",
         help="measure a head on this machine",

@@ -15,7 +15,7 @@ from worker.heads import folder
 from worker.taps import NoLayers
 from worker.training import report
 from worker.training.build import WORK, BadBuild, Job, build, evaluate
-from worker.training.plan import Plan
+from worker.training.plan import Plan, check
 
 OK, DOES_NOT_PAY, CANNOT, INTERRUPTED = 0, 1, 3, 130
 
@@ -74,13 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> int:
     model = str(paths.models_dir() / options.model) if _is_name(options.model) else options.model
     out = options.out or folder.heads_dir() / Path(model).name
+    plan = Plan(**{name: getattr(options, name) for name in msgspec.structs.asdict(Plan()) if name != "stages"})
+    check(plan)
     if options.restart and (out / WORK).is_dir():
         shutil.rmtree(out / WORK)
-    known = {name: getattr(options, name) for name in msgspec.structs.asdict(Plan()) if name != "stages"}
     job = Job(
         model=model,
         out=out,
-        plan=Plan(**known),
+        plan=plan,
         weights=options.weights,
         prompts=_prompts(options.prompts) if options.prompts else (),
         command=shlex.join(["mlxspec", "draft", *sys.argv[1:]]),
@@ -97,7 +98,12 @@ def _build(options: argparse.Namespace) -> int:
 
 def _prompts(file: Path) -> list[str]:
     """One a line, as text, or in a .jsonl file as objects whose `turns` begin with it. Raises `BadBuild`."""
-    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise BadBuild(f"{file} is not text in UTF-8: {error}") from error
+    if not lines:
+        raise BadBuild(f"{file} has no prompts: give at least one, one a line")
     if file.suffix != ".jsonl":
         return lines
     try:
@@ -130,6 +136,7 @@ def _info(options: argparse.Namespace) -> int:
         _print_json(_described(entry) | {"report": found})
         return OK
     print(f"{found.command}\n{found.device}\n{found.written_tokens} tokens written, {found.train_tokens} trained on")
+    print(report.history(found))
     print(report.summary(found.measured))
     return OK
 

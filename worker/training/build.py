@@ -22,12 +22,13 @@ from worker.training.measure import DRAFT_TOKENS, Measured, longest_answers, mea
 from worker.training.openers import PROMPTS
 from worker.training.plan import Plan
 from worker.training.reading import Reader
-from worker.training.report import Report
+from worker.training.report import Report, Spent
 from worker.training.synthesis import Writer
-from worker.training.trainer import Told, Trainer
+from worker.training.trainer import Progress, Told, Trainer
 
 WORK = "work"  # folder of what only an unfinished build needs
 _MEASURED_TOKENS = 128  # of an answer
+_LEAST_WRITTEN = 16  # tokens of a conversation, beside its template's
 Say = Callable[[str], None]
 
 
@@ -55,8 +56,11 @@ def build(job: Job, say: Say) -> Report:
     loaded.model.freeze()
     _begin_work(work, job.plan)
     talk = dialogue.of(loaded.tokenizer, loaded.config)
+    _check_length(job.plan.length, talk, loaded.context_tokens)
     say(f"{job.model}: {loaded.weights} on {backend.describe()}")
     corpus, writing_s = _write(loaded.model, talk, job.plan, work, say)
+    if corpus.rows < 2:
+        raise BadBuild("only one conversation was written, and one is held out to judge by: give more --rows")
     rows, held_out = corpus.split()
     head = plan.fresh_head(
         loaded.model,
@@ -77,8 +81,10 @@ def build(job: Job, say: Say) -> Report:
     trainer.train(rows, max(job.plan.minutes * 60 * (1 - job.plan.writing_share), 1.0))
     folder.save(head, job.out)
     prompts = [dialogue.prompt(loaded.tokenizer, text) for text in job.prompts or PROMPTS]
+    began = time.monotonic()
     measured = measure(loaded.model, head, prompts, held_out, talk.ends, _MEASURED_TOKENS)
-    made = _report(job, corpus, writing_s, trainer, measured)
+    spent = _spent(writing_s, trainer.progress, time.monotonic() - began)
+    made = _report(job, corpus, spent, trainer.progress, measured)
     report.save(made, job.out)
     if not job.keeps_work:
         shutil.rmtree(work)
@@ -100,6 +106,16 @@ def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[st
     held_out = [one for one in before.measured.acceptance if one.text == "held-out"]
     measured = msgspec.structs.replace(measured, acceptance=[*held_out, *measured.acceptance])
     return msgspec.structs.replace(before, is_used=measured.pays, measured=measured, measured_on=backend.describe())
+
+
+def _check_length(length: int, talk: dialogue.Dialogue, context_tokens: int) -> None:
+    """Raises `BadBuild` where a conversation has no room for an answer, or the model none for the conversation."""
+    least = len(talk.prefix) + len(talk.middle) + _LEAST_WRITTEN
+    if not least <= length <= context_tokens:
+        raise BadBuild(
+            f"--length is {length}; for this model it must lie in [{least}, {context_tokens}]: from what its template "
+            "takes up to its context"
+        )
 
 
 def _target_form(weights: str) -> str:
@@ -155,7 +171,17 @@ def _line(told: Told) -> str:
     return f"training: {told.progress:4.0%}, {told.tokens} tokens, agreement {agreement}, {left_s:.0f} s left"
 
 
-def _report(job: Job, corpus: Corpus, writing_s: float, trainer: Trainer, measured: Measured) -> Report:
+def _spent(writing_s: float, progress: Progress, measuring_s: float) -> Spent:
+    return Spent(
+        writing_s=round(writing_s, 1),
+        reading_s=round(progress.reading_s, 1),
+        passes_s=round(progress.train_s - progress.reading_s, 1),
+        judging_s=round(progress.judging_s, 1),
+        measuring_s=round(measuring_s, 1),
+    )
+
+
+def _report(job: Job, corpus: Corpus, spent: Spent, progress: Progress, measured: Measured) -> Report:
     return Report(
         is_used=measured.pays,
         model=Path(job.model).name,
@@ -165,10 +191,11 @@ def _report(job: Job, corpus: Corpus, writing_s: float, trainer: Trainer, measur
         plan=job.plan,
         written_tokens=corpus.written_tokens,
         written_rows=corpus.rows,
-        writing_s=round(writing_s, 1),
-        train_s=round(trainer.progress.train_s, 1),
-        train_tokens=trainer.progress.tokens,
-        steps=trainer.progress.step,
-        curve=trainer.progress.curve,
+        writing_s=spent.writing_s,
+        train_s=round(progress.train_s, 1),
+        train_tokens=progress.tokens,
+        steps=progress.step,
+        curve=progress.curve,
+        spent=spent,
         measured=measured,
     )

@@ -8,12 +8,32 @@ import msgspec
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from common.errors import ConfigError
 from worker import backend
 from worker.heads.head import Head, HeadConfig
 from worker.heads.identity import identity
 from worker.taps import owner_of_layers
 
 STAGES = ((0.2, 1), (0.7, 4), (1.0, 6))  # up to which share of the training so many passes are unrolled
+RANGES: dict[str, tuple[float, float]] = {  # least and most of each number of a plan
+    "minutes": (0.01, 10_080),
+    "tokens": (0, 10**12),
+    "steps": (0, 10**9),
+    "writing_share": (0.01, 0.99),
+    "rows": (1, 65_536),
+    "length": (16, 65_536),
+    "batch_rows": (1, 4096),
+    "vocabulary": (2, 10**7),
+    "layers": (1, 8),
+    "mlp_ratio": (0.05, 16),
+    "matrix_rate": (1e-6, 1),
+    "vector_rate": (1e-7, 1),
+    "seed": (0, 2**31 - 1),
+}
+
+
+class BadPlan(ConfigError):
+    """A number of the plan is outside its range."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +61,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def passes(self, progress: float) -> int:
         """Passes to unroll at this share of the training."""
         return next((passes for until, passes in self.stages if progress < until), self.stages[-1][1])
+
+
+def check(plan: Plan) -> None:
+    """Raises `BadPlan`, naming the option at fault, its value and its limits."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(plan, name)
+        if not least <= value <= most:  # as a NaN is not, either
+            raise BadPlan(f"--{name.replace('_', '-')} is {value}; it must lie in [{least:,}, {most:,}]")
 
 
 def rate_factor(progress: float, step: int, warmup: int = 30) -> float:

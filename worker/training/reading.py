@@ -21,6 +21,10 @@ class Read:
     embedded: mx.array
     hidden: mx.array
 
+    def arrays(self) -> list[mx.array]:
+        """All of it, to be evaluated."""
+        return [*self.taps, self.embedded, self.hidden]
+
 
 class Reader:
     """Runs a target without gradients, tapped until `close`. Raises `NoLayers`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
@@ -36,12 +37,19 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct):
-    """How far a training has come."""
+    """How far a training has come. `readings_s`: seconds of the target's forward over a batch, timed now and then."""
 
     step: int = 0
     tokens: int = 0
     train_s: float = 0.0
+    judging_s: float = 0.0
+    readings_s: list[float] = msgspec.field(default_factory=list)
     curve: list[Point] = msgspec.field(default_factory=list)
+
+    @property
+    def reading_s(self) -> float:
+        """Estimated part of `train_s` that the target's forwards took."""
+        return min(fmean(self.readings_s) * self.step, self.train_s) if self.readings_s else 0.0
 
 
 @dataclass(slots=True)
@@ -74,6 +82,7 @@ class Trainer:
         reader = Reader(self.target, self.head)
         matrix = self.head.rows.matrix().astype(compute_form())
         mx.eval(matrix)
+        reading = _compiled(lambda tokens: reader.read(tokens).arrays())
         steps = {p: _compiled(partial(self._step, reader, matrix, p)) for p in {p for _, p in self.plan.stages}}
         batches = self._batches(rows)
         told_at = saved_at = time.monotonic()
@@ -100,6 +109,7 @@ class Trainer:
             is_judged = len(self.progress.curve) < int(done * 10)
             if is_judged:
                 self._judge()
+                self.progress.readings_s.append(_seconds(lambda tokens=tokens: reading(tokens)))  # type: ignore[misc]
             if is_judged or now - saved_at > _CHECKPOINT_S:
                 saved_at = now
                 self._save()
@@ -112,8 +122,10 @@ class Trainer:
         return max(self.progress.train_s / train_s, by_steps)
 
     def _judge(self) -> None:
+        began = time.monotonic()
         self._put(self.parameters)
         length = self.judge(self.head)
+        self.progress.judging_s += time.monotonic() - began
         self.progress.curve.append(Point(round(self.progress.train_s, 1), self.progress.tokens, round(length, 3)))
 
     def _step(
@@ -181,6 +193,14 @@ class Trainer:
 def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled, but on a CPU, where making a step into machine code takes longer than hundreds of steps."""
     return step if backend.name() == "cpu" else mx.compile(step)
+
+
+def _seconds(run: Callable[[], list[mx.array]]) -> float:
+    """Of the second run: the first one may compile."""
+    mx.eval(run())
+    began = time.perf_counter()
+    mx.eval(run())
+    return time.perf_counter() - began
 
 
 def load_checkpoint(file: Path) -> tuple[Arrays, dict[str, Any]]:
