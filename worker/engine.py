@@ -58,6 +58,7 @@ class Engine:
     totals: Totals = field(default_factory=Totals)
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
+    on_answer: Callable[[Sequence[int], Sequence[int]], None] | None = None  # prompt and answer, as token ids
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
     _draft_s: float = 0.0  # predicted time of this step's drafters
@@ -250,6 +251,9 @@ class Engine:
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
         self._keep(row)
         self._release(row, is_finished=reason != "cancelled")
+        if self.on_answer is not None and reason != "cancelled":
+            prompt = len(row.request.prompt)
+            self.on_answer(row.tokens[:prompt], row.tokens[prompt:])
         self.totals.finished += 1
         return replace(gain, finish=reason, usage=usage_of(row), timings=self._timings(row))
 

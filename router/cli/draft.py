@@ -75,6 +75,12 @@ def _add_build(verbs: Verbs) -> None:
         build.add_argument(name, metavar=metavar, type=_type(metavar), help=text)
     build.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
     build.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
+    build.add_argument(
+        "--training-prompts",
+        metavar="FILE",
+        help="prompts that the model also answers in its text; those in --prompts are held out",
+    )
+    build.add_argument("--served", action="store_true", help="train on kept text, too (keep_text in the configuration)")
     _add_measuring(build)
     sizes = build.add_argument_group("sizes and rates")
     for name, metavar, text in SIZES:
@@ -90,8 +96,8 @@ def _add_measuring(parser: Parser) -> None:
 
 def run_build(options: argparse.Namespace, output: Output) -> int:
     numbers = [name for name, _, _ in (*BUDGET, *SIZES)]
-    given = _given(options, ["--out", *numbers, "--prompts", "--weights"])
-    flags = [name for name in ("--restart", "--keep-work") if getattr(options, _field(name))]
+    given = _given(options, ["--out", *numbers, "--prompts", "--training-prompts", "--weights"])
+    flags = [name for name in ("--restart", "--keep-work", "--served") if getattr(options, _field(name))]
     return _run(["build", *given, *flags, "--", options.model], output)
 
 

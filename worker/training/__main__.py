@@ -10,11 +10,12 @@ import msgspec
 
 from common import lifeline, paths
 from common.errors import ConfigError
-from worker import backend
+from worker import backend, kept_text
 from worker.heads import folder
 from worker.taps import NoLayers
 from worker.training import report
-from worker.training.build import WORK, BadBuild, Job, build, evaluate
+from worker.training.build import WORK, Job, build, evaluate
+from worker.training.given import BadText, read_prompts
 from worker.training.plan import Plan, check
 
 OK, DOES_NOT_PAY, CANNOT, INTERRUPTED = 0, 1, 3, 130
@@ -45,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("model", help="a model folder, a name in MLXSPEC_HOME/models, or a Hugging Face id")
     make.add_argument("--out", type=Path, help="folder of the head (default: MLXSPEC_HOME/drafts/NAME OF THE MODEL)")
     make.add_argument("--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench")
+    make.add_argument("--training-prompts", type=Path, help="prompts that the model answers for its training text")
+    make.add_argument("--served", action="store_true", help="train on what the model was asked and answered, too")
     make.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     make.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
     make.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
@@ -83,7 +86,9 @@ def _build(options: argparse.Namespace) -> int:
         out=out,
         plan=plan,
         weights=options.weights,
-        prompts=_prompts(options.prompts) if options.prompts else (),
+        prompts=read_prompts(options.prompts) if options.prompts else (),
+        training_prompts=read_prompts(options.training_prompts) if options.training_prompts else (),
+        served=_kept_text(options.model) if options.served else None,
         command=shlex.join(["mlxspec", "draft", *sys.argv[1:]]),
         keeps_work=options.keep_work,
     )
@@ -96,24 +101,13 @@ def _build(options: argparse.Namespace) -> int:
     return OK
 
 
-def _prompts(file: Path) -> list[str]:
-    """One a line, as text, or in a .jsonl file as objects whose `turns` begin with it. Raises `BadBuild`."""
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise BadBuild(f"{file} is not text in UTF-8: {error}") from error
-    if not lines:
-        raise BadBuild(f"{file} has no prompts: give at least one, one a line")
-    if file.suffix != ".jsonl":
-        return lines
-    try:
-        return [msgspec.json.decode(line, type=_Question).turns[0] for line in lines]
-    except (msgspec.DecodeError, IndexError) as error:
-        raise BadBuild(f'{file}: every line has to be like {{"turns": ["a prompt"]}}: {error}') from error
-
-
-class _Question(msgspec.Struct):
-    turns: list[str]
+def _kept_text(model: str) -> Path:
+    """The folder of the model's kept text. Raises `BadText`."""
+    found = [kept_text.folder_of(name) for name in (model, Path(model).name)]
+    kept = next((one for one in found if one.is_dir()), None)
+    if kept is None:
+        raise BadText(f"there is no kept text in {found[0]}: set keep_text = true in [models.NAME] and serve the model")
+    return kept
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -144,7 +138,7 @@ def _info(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     entry = _named(options.name)
     model = options.model or str(paths.models_dir() / report.load(entry.folder).model)
-    prompts = _prompts(options.prompts) if options.prompts else ()
+    prompts = read_prompts(options.prompts) if options.prompts else ()
     made = evaluate(entry, model, options.weights, prompts)
     report.save(made, entry.folder)
     print(report.summary(made.measured))

@@ -5,17 +5,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import msgspec
 
 from common.errors import ConfigError
-from worker import backend, loader
+from worker import backend, kept_text, loader
 from worker.heads import folder
 from worker.heads.head import Head
 from worker.heads.identity import identity
-from worker.training import dialogue, plan, report
+from worker.training import dialogue, given, plan, report
 from worker.training.acceptance import count
 from worker.training.corpus import Corpus
 from worker.training.measure import DRAFT_TOKENS, Measured, longest_answers, measure
@@ -38,13 +38,19 @@ class BadBuild(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`weights`: number format of the target, as in the configuration. `command`: what was typed, for the report."""
+    """`weights`: number format of the target, as in the configuration. `command`: what was typed, for the report.
+
+    `prompts` are for measuring (none: built-in ones); `training_prompts` but those of them are answered for the text to
+    train on, and `served` is the folder of the model's kept text.
+    """
 
     model: str
     out: Path
     plan: Plan
     weights: str = "auto"
     prompts: Sequence[str] = ()
+    training_prompts: Sequence[str] = ()
+    served: Path | None = None
     command: str = ""
     keeps_work: bool = False
 
@@ -58,7 +64,11 @@ def build(job: Job, say: Say) -> Report:
     talk = dialogue.of(loaded.tokenizer, loaded.config)
     _check_length(job.plan.length, talk, loaded.context_tokens)
     say(f"{job.model}: {loaded.weights} on {backend.describe()}")
-    corpus, writing_s = _write(loaded.model, talk, job.plan, work, say)
+    corpus = Corpus(work, job.plan.length)
+    _take_served(job, corpus, loader.vocabulary_size(loaded.config, loaded.tokenizer), say)
+    answered = _training_prompts(job, loaded.tokenizer, say)
+    writer = Writer(loaded.model, talk, job.plan.rows, job.plan.length, job.plan.seed, answered)
+    writing_s = _write(writer, corpus, job.plan, work, say)
     if corpus.rows < 2:
         raise BadBuild("only one conversation was written, and one is held out to judge by: give more --rows")
     rows, held_out = corpus.split()
@@ -84,7 +94,7 @@ def build(job: Job, say: Say) -> Report:
     began = time.monotonic()
     measured = measure(loaded.model, head, prompts, held_out, talk.ends, _MEASURED_TOKENS)
     spent = _spent(writing_s, trainer.progress, time.monotonic() - began)
-    made = _report(job, corpus, spent, trainer.progress, measured)
+    made = _report(job, corpus, writer.prompts_begun(corpus.rounds), spent, trainer.progress, measured)
     report.save(made, job.out)
     if not job.keeps_work:
         shutil.rmtree(work)
@@ -142,12 +152,28 @@ def _begin_work(work: Path, wanted: Plan) -> None:
         )
 
 
-def _write(model: nn.Module, talk: dialogue.Dialogue, plan: Plan, work: Path, say: Say) -> tuple[Corpus, float]:
-    """Rounds of writing until their time is over, an earlier build's included; at least one."""
-    corpus = Corpus(work, plan.length)
+def _take_served(job: Job, corpus: Corpus, vocabulary: int, say: Say) -> None:
+    if job.served is not None and not corpus.has_served:
+        new = corpus.add_served(given.served(kept_text.conversations(job.served), job.plan.length, vocabulary))
+        say(f"served: {new} conversations from {job.served}")
+
+
+def _training_prompts(job: Job, tokenizer: Any, say: Say) -> list[Sequence[int]]:
+    """Token ids of the prompts to answer, without those that are measured with and those that are too long."""
+    wanted = dict.fromkeys(text for text in job.training_prompts if text not in (job.prompts or PROMPTS))
+    encoded = given.with_room((dialogue.prompt(tokenizer, text) for text in wanted), job.plan.length)
+    if job.training_prompts:
+        say(
+            f"training prompts: {len(encoded)} of {len(job.training_prompts)}; the others are measured with, come "
+            f"twice or leave an answer no room in {job.plan.length} tokens"
+        )
+    return encoded
+
+
+def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> float:
+    """Rounds of writing until their time is over, an earlier build's included; at least one. Returns its seconds."""
     clock = work / "writing_s"
     spent_s = float(clock.read_text()) if clock.is_file() else 0.0
-    writer = Writer(model, talk, plan.rows, plan.length, plan.seed)
     budget_s = plan.minutes * 60 * plan.writing_share
     while not corpus.rounds or (
         spent_s + spent_s / corpus.rounds / 2 < budget_s and not 0 < plan.tokens <= corpus.written_tokens
@@ -162,7 +188,7 @@ def _write(model: nn.Module, talk: dialogue.Dialogue, plan: Plan, work: Path, sa
             f"({plan.rows * plan.length / round_s:.0f} tokens/s), {max(budget_s - spent_s, 0):.0f} s left"
         )
     mx.clear_cache()
-    return corpus, spent_s
+    return spent_s
 
 
 def _line(told: Told) -> str:
@@ -181,7 +207,7 @@ def _spent(writing_s: float, progress: Progress, measuring_s: float) -> Spent:
     )
 
 
-def _report(job: Job, corpus: Corpus, spent: Spent, progress: Progress, measured: Measured) -> Report:
+def _report(job: Job, corpus: Corpus, answered: int, spent: Spent, progress: Progress, measured: Measured) -> Report:
     return Report(
         is_used=measured.pays,
         model=Path(job.model).name,
@@ -191,6 +217,8 @@ def _report(job: Job, corpus: Corpus, spent: Spent, progress: Progress, measured
         plan=job.plan,
         written_tokens=corpus.written_tokens,
         written_rows=corpus.rows,
+        served_rows=corpus.served_rows,
+        answered_prompts=answered,
         writing_s=spent.writing_s,
         train_s=round(progress.train_s, 1),
         train_tokens=progress.tokens,

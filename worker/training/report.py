@@ -28,7 +28,8 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`is_used`: whether `auto` drafts with this head; false where it would not be faster.
 
-    It was made on `device` and measured, the last time, on `measured_on`.
+    It was made on `device` and measured, the last time, on `measured_on`. Of the rows of text, `served_rows` are of
+    kept text, and `answered_prompts` began with a training prompt.
     """
 
     is_used: bool
@@ -46,6 +47,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     measured: Measured
     measured_on: str = ""
     spent: Spent | None = None
+    served_rows: int = 0
+    answered_prompts: int = 0
 
 
 def save(report: Report, to: Path) -> None:

@@ -22,6 +22,7 @@ from tests.worker.training import language
 from worker import loader
 from worker.heads import folder
 from worker.heads.identity import identity
+from worker.kept_text import KeptText
 from worker.training import report
 from worker.training.acceptance import Counts, right_drafts, walk
 from worker.training.answers import answers
@@ -32,7 +33,7 @@ from worker.training.trainer import Progress, load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-STEPS = 200
+STEPS, ANSWERED, SERVED_ROWS = 200, 10, 20
 SETTINGS = ("--minutes=5", f"--steps={STEPS}", "--tokens=6000", "--rows=64", "--length=64", "--batch-rows=8")
 
 
@@ -84,8 +85,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     prompts = home / "prompts.txt"
     sentences = language.sentences(np.random.default_rng(9), 8, 8)[:, 1:]
     prompts.write_text("\n".join(" ".join(f"w{token}" for token in row) for row in sentences))
+    training = home / "training.jsonl"
+    training.write_text("".join(json.dumps({"turns": [f"w{n} w{n + 1}"]}) + "\n" for n in range(2, 2 + ANSWERED)))
+    kept = KeptText(home / "texts" / "tiny")
+    for row in language.sentences(np.random.default_rng(11), SERVED_ROWS, 48).tolist():
+        kept.keep(row[:8], row[8:])
     head = home / "drafts" / "tiny"
-    build = ("build", "tiny", *SETTINGS, "--prompts", str(prompts))
+    text = ("--prompts", str(prompts), "--training-prompts", str(training), "--served")
+    build = ("build", "tiny", *SETTINGS, *text)
 
     with start(home, *build) as process:  # the command is killed, and its child ends with it
         wait_until(lambda: list(head.glob("work/corpus-*.npz")), "a round of writing", 60)
@@ -115,6 +122,11 @@ def test_a_killed_build_goes_on_from_its_checkpoint(built: Built) -> None:
     assert built.report.steps == STEPS and len(built.report.curve) == 10
     assert built.rounds_at_kill >= 1 and "writing:" not in built.printed
     assert not (built.head / "work").exists()
+
+
+def test_given_prompts_and_kept_text_are_trained_on(built: Built) -> None:
+    assert (built.report.answered_prompts, built.report.served_rows) == (ANSWERED, SERVED_ROWS)
+    assert built.report.spent is not None and built.report.spent.reading_s > 0
 
 
 def test_the_command_tells_by_its_exit_code_whether_the_head_is_used(built: Built) -> None:
