@@ -39,12 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mlxspec draft", description="Make and look after draft heads.")
+    parser = argparse.ArgumentParser(prog="mlxspec draft", description="Make and look after trained drafters.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     make = verbs.add_parser("build", help="make a head for a model from text that it writes itself")
     make.set_defaults(run=_build)
     make.add_argument("model", help="a model folder, a name in MLXSPEC_HOME/models, or a Hugging Face id")
     make.add_argument("--out", type=Path, help="folder of the head (default: MLXSPEC_HOME/drafts/NAME OF THE MODEL)")
+    make.add_argument("--init", default=folder.HEAD, choices=(folder.HEAD, folder.LAYERS))
     make.add_argument("--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench")
     make.add_argument("--training-prompts", type=Path, help="prompts that the model answers for its training text")
     make.add_argument("--served", action="store_true", help="train on what the model was asked and answered, too")
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
     make.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
     for name, default in msgspec.structs.asdict(Plan()).items():
-        if name != "stages":
+        if name not in ("stages", "init"):
             make.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
     for verb, run, text in (("info", _info, "show a head's report"), ("rm", _remove, "delete a head")):
         one = verbs.add_parser(verb, help=text)
@@ -76,8 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(options: argparse.Namespace) -> int:
     model = str(paths.models_dir() / options.model) if _is_name(options.model) else options.model
-    out = options.out or folder.heads_dir() / Path(model).name
-    plan = Plan(**{name: getattr(options, name) for name in msgspec.structs.asdict(Plan()) if name != "stages"})
+    suffix = "" if options.init == folder.HEAD else f"-{options.init}"
+    out = (options.out or folder.heads_dir() / f"{Path(model).name}{suffix}").absolute()
+    plan = Plan(**{name: getattr(options, name) for name in Plan.__struct_fields__ if name != "stages"})
     check(plan)
     if options.restart and (out / WORK).is_dir():
         shutil.rmtree(out / WORK)
@@ -94,10 +96,12 @@ def _build(options: argparse.Namespace) -> int:
     )
     made = build(job, lambda line: print(line, flush=True))
     print(report.summary(made.measured))
+    if compared := report.comparison(made, out.name):
+        print(compared)
     if not made.is_used:
-        print("This head would not make the model faster: it is not used.", file=sys.stderr)
+        print("This drafter would not make the model faster: it is not used.", file=sys.stderr)
         return DOES_NOT_PAY
-    print(f"The head is in {out} and is used from the model's next start on.")
+    print(f"The drafter is in {out} and is used from the model's next start on.")
     return OK
 
 
@@ -117,7 +121,7 @@ def _list(options: argparse.Namespace) -> int:
         return OK
     for entry in entries:
         state = "used" if entry.is_used else "not used: it does not pay"
-        print(f"{entry.name:32} for {entry.config.target[:12]}  {state}  {entry.folder}")
+        print(f"{entry.name:32} {entry.config.kind:6} for {entry.config.target[:12]}  {state}  {entry.folder}")
     if not entries:
         print("there are no heads; make one with: mlxspec draft build MODEL", file=sys.stderr)
     return OK
@@ -132,6 +136,8 @@ def _info(options: argparse.Namespace) -> int:
     print(f"{found.command}\n{found.device}\n{found.written_tokens} tokens written, {found.train_tokens} trained on")
     print(report.history(found))
     print(report.summary(found.measured))
+    if compared := report.comparison(found, entry.name):
+        print(compared)
     return OK
 
 

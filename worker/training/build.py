@@ -9,11 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 import msgspec
+import numpy as np
 
 from common.errors import ConfigError
 from worker import backend, kept_text, loader
 from worker.heads import folder
-from worker.heads.head import Head
+from worker.heads.folder import Trained
 from worker.heads.identity import identity
 from worker.training import dialogue, given, plan, report
 from worker.training.acceptance import count
@@ -27,7 +28,9 @@ from worker.training.synthesis import Writer
 from worker.training.trainer import Progress, Told, Trainer
 
 WORK = "work"  # folder of what only an unfinished build needs
+Array = np.ndarray[Any, Any]
 _MEASURED_TOKENS = 128  # of an answer
+_JUDGED_BY = 4  # rows of text by which layers are chosen
 _LEAST_WRITTEN = 16  # tokens of a conversation, beside its template's
 Say = Callable[[str], None]
 
@@ -56,7 +59,7 @@ class Job:
 
 
 def build(job: Job, say: Say) -> Report:
-    """Make the head in `job.out`. Raises `BadModel`, `BadBuild`, `NoLayers`."""
+    """Make the drafter in `job.out`. Raises `BadModel`, `BadBuild`, `NoLayers`."""
     work = job.out / WORK
     loaded = loader.load(job.model, _target_form(job.weights))
     loaded.model.freeze()
@@ -72,29 +75,26 @@ def build(job: Job, say: Say) -> Report:
     if corpus.rows < 2:
         raise BadBuild("only one conversation was written, and one is held out to judge by: give more --rows")
     rows, held_out = corpus.split()
-    head = plan.fresh_head(
-        loaded.model,
-        plan.head_config(loaded.model, loaded.config, job.plan),
-        corpus.vocabulary(job.plan.vocabulary, sorted(talk.ends)),
-        job.plan.seed,
-    )
+    vocabulary = corpus.vocabulary(job.plan.vocabulary, sorted(talk.ends))
+    trained = _fresh(loaded, job.plan, vocabulary, held_out.tokens[:_JUDGED_BY])
     judged = [longest_answers(held_out)]
 
-    def judge(head: Head) -> float:
-        reader = Reader(loaded.model, head)
+    def judge(trained: Trained) -> float:
+        reader = Reader(loaded.model, trained)
         try:
-            return count(head, reader, judged, DRAFT_TOKENS).accept_length
+            return count(trained, reader, judged, DRAFT_TOKENS).accept_length
         finally:
             reader.close()
 
-    trainer = Trainer(loaded.model, head, job.plan, work / "state.safetensors", judge, lambda told: say(_line(told)))
+    trainer = Trainer(loaded.model, trained, job.plan, work / "state.safetensors", judge, lambda told: say(_line(told)))
     trainer.train(rows, max(job.plan.minutes * 60 * (1 - job.plan.writing_share), 1.0))
-    folder.save(head, job.out)
+    folder.save(trained, job.out)
     prompts = [dialogue.prompt(loaded.tokenizer, text) for text in job.prompts or PROMPTS]
     began = time.monotonic()
-    measured = measure(loaded.model, head, prompts, held_out, talk.ends, _MEASURED_TOKENS)
+    measured = measure(loaded.model, trained, prompts, held_out, talk.ends, _MEASURED_TOKENS)
     spent = _spent(writing_s, trainer.progress, time.monotonic() - began)
     made = _report(job, corpus, writer.prompts_begun(corpus.rounds), spent, trainer.progress, measured)
+    made = msgspec.structs.replace(made, others=report.others(trained.config.target, job.out))
     report.save(made, job.out)
     if not job.keeps_work:
         shutil.rmtree(work)
@@ -102,7 +102,7 @@ def build(job: Job, say: Say) -> Report:
 
 
 def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[str]) -> Report:
-    """Measure a head again, on this machine and these prompts; its report says from now on whether it pays here.
+    """Measure a trained drafter again, on this machine and these prompts; from now on its report says whether it pays.
 
     Raises `BadModel`, `BadHead`, `WrongTarget`.
     """
@@ -110,12 +110,20 @@ def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[st
     loaded = loader.load(model, _target_form(weights))
     talk = dialogue.of(loaded.tokenizer, loaded.config)
     own = identity(loaded.model, loaded.config)
-    head = folder.load(entry.folder, own, loaded.model, plan.compute_form())
+    trained = folder.load_any(entry.folder, own, loaded.model, plan.compute_form())
     encoded = [dialogue.prompt(loaded.tokenizer, text) for text in prompts or PROMPTS]
-    measured = measure(loaded.model, head, encoded, None, talk.ends, _MEASURED_TOKENS)
+    measured = measure(loaded.model, trained, encoded, None, talk.ends, _MEASURED_TOKENS)
     held_out = [one for one in before.measured.acceptance if one.text == "held-out"]
     measured = msgspec.structs.replace(measured, acceptance=[*held_out, *measured.acceptance])
     return msgspec.structs.replace(before, is_used=measured.pays, measured=measured, measured_on=backend.describe())
+
+
+def _fresh(loaded: loader.Loaded, wanted: Plan, vocabulary: Array, text: Array) -> Trained:
+    """What is to be trained; `text` [rows, length] tells which layers to keep, if it is layers."""
+    if wanted.init == folder.LAYERS:
+        return plan.fresh_layers(loaded.model, loaded.config, vocabulary, text, wanted)
+    sizes = plan.head_config(loaded.model, loaded.config, wanted)
+    return plan.fresh_head(loaded.model, sizes, vocabulary, wanted.seed)
 
 
 def _check_length(length: int, talk: dialogue.Dialogue, context_tokens: int) -> None:

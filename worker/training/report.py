@@ -25,11 +25,25 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     measuring_s: float
 
 
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts of a trained drafter beside others; `speedup` is predicted, for one row, and 1 where none is gained.
+
+    `minutes` are those that were given for writing and training.
+    """
+
+    name: str
+    kind: str
+    minutes: float
+    accept_length: float
+    speedup: float
+    measured_on: str
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`is_used`: whether `auto` drafts with this head; false where it would not be faster.
 
     It was made on `device` and measured, the last time, on `measured_on`. Of the rows of text, `served_rows` are of
-    kept text, and `answered_prompts` began with a training prompt.
+    kept text, and `answered_prompts` began with a training prompt. `others` had been made for the same model before.
     """
 
     is_used: bool
@@ -49,6 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     spent: Spent | None = None
     served_rows: int = 0
     answered_prompts: int = 0
+    others: list[Figures] = []
 
 
 def save(report: Report, to: Path) -> None:
@@ -79,6 +94,40 @@ def summary(measured: Measured) -> str:
         for cost, speedup in zip(measured.costs, measured.speedups, strict=True)
     ]
     return "\n".join(lines)
+
+
+def figures(report: Report, name: str) -> Figures:
+    """A drafter's own figures."""
+    greedy = next(one for one in report.measured.acceptance if one.text == "prompts" and one.temperature == 0.0)
+    return Figures(
+        name=name,
+        kind=report.plan.init,
+        minutes=report.plan.minutes,
+        accept_length=greedy.accept_length,
+        speedup=report.measured.speedups[0],
+        measured_on=report.measured_on,
+    )
+
+
+def others(target: str, own: Path) -> list[Figures]:
+    """Figures of the drafters that there are for the target of this identity, but for the one in `own`."""
+    found = [entry for entry in folder.entries() if entry.config.target == target and entry.folder != own]
+    with_report = [entry for entry in found if (entry.folder / folder.REPORT).is_file()]
+    return [figures(load(entry.folder), entry.name) for entry in with_report]
+
+
+def comparison(report: Report, name: str) -> str:
+    """A drafter beside the others for its model, and which of them wins, for people; "" where there are none."""
+    if not report.others:
+        return ""
+    own = figures(report, name)
+    entries = [own, *report.others]
+    lines = ["drafter                          kind    minutes  accept length  predicted speed-up"]
+    lines += [f"{f.name:32} {f.kind:6} {f.minutes:8.1f} {f.accept_length:14.2f} {f.speedup:19.2f}" for f in entries]
+    best = max(entries, key=lambda f: (f.speedup, f.accept_length))
+    unlike = [f.name for f in entries if (f.minutes, f.measured_on) != (own.minutes, own.measured_on)]
+    fair = f"not at equal time and on one device: {', '.join(unlike)}" if unlike else "at equal time"
+    return "\n".join([*lines, f"{best.name} ({best.kind}) wins, {fair}"])
 
 
 def history(report: Report) -> str:

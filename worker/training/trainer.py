@@ -1,4 +1,7 @@
-"""Trains a head on a corpus; what it knows is written down every minute and tenth, where a killed training goes on."""
+"""Trains a head, or healed layers, on a corpus.
+
+What it knows is written down every minute and tenth: there a killed training goes on.
+"""
 
 import os
 import time
@@ -16,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from worker import backend
-from worker.heads.head import Head
+from worker.heads.folder import Trained
 from worker.training.loss import surrogate_loss
 from worker.training.muon import Arrays, fresh_state, updated
 from worker.training.plan import Plan, compute_form, rate_factor
@@ -67,20 +70,20 @@ class Trainer:
     """`judge` gives the accept length on held-out text, `tell` is told of progress every few seconds."""
 
     target: nn.Module
-    head: Head
+    trained: Trained
     plan: Plan
     file: Path
-    judge: Callable[[Head], float]
+    judge: Callable[[Trained], float]
     tell: Callable[[Told], None]
     parameters: Arrays = field(default_factory=dict)
     state: Arrays = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def train(self, rows: Written, train_s: float) -> None:
-        """Until the time is over, or the plan's steps are made; the head has the trained weights afterwards."""
+        """Until the time is over, or the plan's steps are made; the drafter has the trained weights afterwards."""
         self._begin()
-        reader = Reader(self.target, self.head)
-        matrix = self.head.rows.matrix().astype(compute_form())
+        reader = Reader(self.target, self.trained)
+        matrix = self.trained.rows.matrix().astype(compute_form())
         mx.eval(matrix)
         reading = _compiled(lambda tokens: reader.read(tokens).arrays())
         steps = {p: _compiled(partial(self._step, reader, matrix, p)) for p in {p for _, p in self.plan.stages}}
@@ -124,7 +127,7 @@ class Trainer:
     def _judge(self) -> None:
         began = time.monotonic()
         self._put(self.parameters)
-        length = self.judge(self.head)
+        length = self.judge(self.trained)
         self.progress.judging_s += time.monotonic() - began
         self.progress.curve.append(Point(round(self.progress.train_s, 1), self.progress.tokens, round(length, 3)))
 
@@ -143,7 +146,7 @@ class Trainer:
 
         def loss(parameters: Arrays) -> tuple[mx.array, mx.array]:
             self._put(parameters)
-            return surrogate_loss(self.head, matrix, read, weights, passes)
+            return surrogate_loss(self.trained, matrix, read, weights, passes)
 
         (_, agreement), gradients = mx.value_and_grad(loss)(parameters)
         parameters, state = updated(parameters, gradients, state, rates[0], rates[1], compute_form())
@@ -151,7 +154,7 @@ class Trainer:
 
     def _put(self, parameters: Arrays) -> None:
         form = compute_form()
-        self.head.update(tree_unflatten([(name, array.astype(form)) for name, array in parameters.items()]))
+        self.trained.update(tree_unflatten([(name, array.astype(form)) for name, array in parameters.items()]))
 
     def _batches(self, rows: Written) -> Iterator[tuple[mx.array, mx.array]]:
         """Tokens [batch, length] and weights [batch, length − 1], from the step on that is next: a function of it."""
@@ -171,7 +174,7 @@ class Trainer:
     def _begin(self) -> None:
         """Take up where an earlier training was stopped, or begin."""
         if not self.file.is_file():
-            own = dict(tree_flatten(self.head.parameters()))
+            own = dict(tree_flatten(self.trained.trainable_parameters()))
             # Copies: what a compiled step is given must not be an array of the target, which it reads besides.
             self.parameters = {name: array.astype(mx.float32) * 1.0 for name, array in own.items()}
             self.state = fresh_state(self.parameters)

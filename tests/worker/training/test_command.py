@@ -17,14 +17,20 @@ import psutil
 import pytest
 
 from common import openblas
+from common.config import Config, ModelConfig
+from common.sampling import Sampling, Speculation
 from tests.e2e.server import wait_until
+from tests.worker import tiny
 from tests.worker.training import language
 from worker import loader
+from worker.assemble import assemble
 from worker.heads import folder
+from worker.heads.healed import HealedLayers
 from worker.heads.identity import identity
 from worker.kept_text import KeptText
+from worker.request import Request
 from worker.training import report
-from worker.training.acceptance import Counts, right_drafts, walk
+from worker.training.acceptance import Counts, count, right_drafts, walk
 from worker.training.answers import answers
 from worker.training.plan import compute_form
 from worker.training.reading import Reader
@@ -150,6 +156,57 @@ def test_the_head_guesses_more_of_the_models_text_than_copying_does(built: Built
             by_copies.accepted += walk(np.zeros_like(right[:, i]), row, *span, 5, copies=True)
     reader.close()
     assert by_head.accept_length > 1.25 * by_copies.accept_length
+
+
+@pytest.fixture(scope="module")
+def healed(built: Built) -> tuple[Path, str]:
+    """A build of healed layers for the same model: its folder, and what it printed."""
+    settings = ("--minutes=5", "--steps=40", "--tokens=3000", "--rows=64", "--length=64", "--batch-rows=8")
+    prompts = str(built.home / "prompts.txt")
+    status, printed, errors = finished(built.home, "build", "tiny", "--init=layers", *settings, "--prompts", prompts)
+    assert status in (0, 1), errors
+    return built.home / "drafts" / "tiny-layers", printed
+
+
+def test_healed_layers_guess_more_than_they_did_before(built: Built, healed: tuple[Path, str]) -> None:
+    model = loader.load(str(built.home / "models" / "tiny"), "float32")
+    own = identity(model.model, model.config)
+    after = folder.load_layers(healed[0], own, model.model, compute_form())
+    before = HealedLayers(after.config, after.vocabulary, model.model)
+    lengths = []
+    for layers in (before, after):
+        reader = Reader(model.model, layers)
+        text = answers(model.model, [[1, 5, 9], [1, 7, 30]], 0.0, 64, frozenset(), seed=4)
+        lengths.append(count(layers, reader, text, 5).accept_length)
+        reader.close()
+    assert lengths[1] > 1.5 * lengths[0]
+
+
+def test_a_report_compares_with_the_models_other_drafters(healed: tuple[Path, str]) -> None:
+    made = report.load(healed[0])
+    assert [(other.name, other.kind, other.minutes) for other in made.others] == [("tiny", "head", 5.0)]
+    (told,) = [line for line in healed[1].splitlines() if "wins" in line]
+    assert told.endswith("at equal time") and told.startswith(("tiny (head)", "tiny-layers (layers)"))
+
+
+def test_a_model_with_a_head_and_healed_layers_says_what_it_says_without(
+    built: Built, healed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in (built.head, healed[0]):  # without reports, which may advise against them
+        shutil.copytree(source, tmp_path / "drafts" / source.name, ignore=shutil.ignore_patterns("report.*"))
+    monkeypatch.setenv("MLXSPEC_HOME", str(tmp_path))
+    path = str(built.home / "models" / "tiny")
+    engine = assemble(path, Config(), ModelConfig(path=path)).engine
+    outputs, drafted = {}, {}
+    for name in ("none", "head", "layers"):
+        speculation = Speculation(drafter=name)
+        before = engine.totals.drafted
+        prompts = [(1, 5 + i, 9) for i in range(3)]
+        requests = [Request(f"r{i}", p, Sampling(), 40, speculation=speculation) for i, p in enumerate(prompts)]
+        outputs[name] = tiny.finish(engine, requests)
+        drafted[name] = engine.totals.drafted - before
+    assert outputs["head"] == outputs["layers"] == outputs["none"]
+    assert drafted["none"] == 0 and drafted["head"] > 0 and drafted["layers"] > 0
 
 
 def test_a_head_is_listed_shown_and_deleted(built: Built, tmp_path: Path) -> None:
