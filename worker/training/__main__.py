@@ -148,6 +148,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     made = evaluate(entry, model, options.weights, prompts)
     report.save(made, entry.folder)
     print(report.summary(made.measured))
+    if compared := report.comparison(made, entry.name):
+        print(compared)
     return OK if made.is_used else DOES_NOT_PAY
 
 

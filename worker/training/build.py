@@ -115,7 +115,13 @@ def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[st
     measured = measure(loaded.model, trained, encoded, None, talk.ends, _MEASURED_TOKENS)
     held_out = [one for one in before.measured.acceptance if one.text == "held-out"]
     measured = msgspec.structs.replace(measured, acceptance=[*held_out, *measured.acceptance])
-    return msgspec.structs.replace(before, is_used=measured.pays, measured=measured, measured_on=backend.describe())
+    return msgspec.structs.replace(
+        before,
+        is_used=measured.pays,
+        measured=measured,
+        measured_on=backend.describe(),
+        others=report.others(own, entry.folder),
+    )
 
 
 def _fresh(loaded: loader.Loaded, wanted: Plan, vocabulary: Array, text: Array) -> Trained:

@@ -1,5 +1,6 @@
 """The report that is kept with a head: all figures as JSON, and the curve of its training as a picture."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,9 +112,12 @@ def figures(report: Report, name: str) -> Figures:
 
 def others(target: str, own: Path) -> list[Figures]:
     """Figures of the drafters that there are for the target of this identity, but for the one in `own`."""
-    found = [entry for entry in folder.entries() if entry.config.target == target and entry.folder != own]
-    with_report = [entry for entry in found if (entry.folder / folder.REPORT).is_file()]
-    return [figures(load(entry.folder), entry.name) for entry in with_report]
+    found = []
+    for entry in folder.entries():
+        if entry.config.target == target and entry.folder != own:
+            with contextlib.suppress(folder.BadHead):  # it has no report, or an old one
+                found.append(figures(load(entry.folder), entry.name))
+    return found
 
 
 def comparison(report: Report, name: str) -> str:

@@ -1,11 +1,15 @@
 """What a report shows to people."""
 
+import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
+import pytest
 
 from worker.heads import folder
 from worker.training import report
+from worker.training.plan import Plan
 from worker.training.report import Spent
 from worker.training.trainer import Point, Progress
 
@@ -36,3 +40,34 @@ def test_reading_is_estimated_from_its_timings_and_never_more_than_the_training(
     assert Progress(step=10, train_s=5.0, readings_s=[0.1, 0.3]).reading_s == 2.0
     assert Progress(step=100, train_s=5.0, readings_s=[0.1]).reading_s == 5.0
     assert Progress(step=100, train_s=5.0).reading_s == 0.0
+
+
+def like(kind: str, minutes: float, speedups: list[float]) -> report.Report:
+    shipped = report.load(folder.SHIPPED / "smollm2-135m")
+    return msgspec.structs.replace(
+        shipped,
+        plan=Plan(init=kind, minutes=minutes),
+        measured=msgspec.structs.replace(shipped.measured, speedups=speedups),
+    )
+
+
+def test_the_faster_one_wins_and_unequal_times_are_told() -> None:
+    head = report.figures(like("head", 5.0, [1.4, 1.2, 1.1]), "mine")
+    layers = msgspec.structs.replace(like("layers", 5.0, [1.1, 1.3, 1.3]), others=[head])
+    assert report.comparison(layers, "mine-layers").splitlines()[-1] == "mine (head) wins, at equal time"
+    longer = msgspec.structs.replace(like("layers", 9.0, [1.5, 1.5, 1.5]), others=[head])
+    last = report.comparison(longer, "mine-layers").splitlines()[-1]
+    assert last == "mine-layers (layers) wins, not at equal time and on one device: mine"
+    assert report.comparison(like("head", 5.0, [1.0]), "mine") == ""
+
+
+def test_drafters_without_a_readable_report_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXSPEC_HOME", str(tmp_path))
+    shipped = folder.SHIPPED / "smollm2-135m"
+    target = folder.read_config(shipped).target
+    for name in ("copy", "bare"):
+        shutil.copytree(shipped, folder.heads_dir() / name)
+    (folder.heads_dir() / "bare" / folder.REPORT).unlink()
+    found = report.others(target, own=shipped)
+    assert [(one.name, one.kind) for one in found] == [("copy", "head")]
+    assert report.others("another", own=shipped) == []
