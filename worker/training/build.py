@@ -11,6 +11,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
+from common import paths
 from common.errors import ConfigError
 from worker import backend, kept_text, loader
 from worker.heads import folder
@@ -151,7 +152,7 @@ def _target_form(weights: str) -> str:
 
 def _begin_work(work: Path, wanted: Plan) -> None:
     """Raises `BadBuild` where an unfinished build had another plan."""
-    work.mkdir(parents=True, exist_ok=True)
+    paths.ensure_private_dir(work)  # it may come to hold kept text
     file = work / "plan.json"
     if not file.is_file():
         folder.write(file, msgspec.json.encode(wanted))

@@ -113,6 +113,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         _, told = process.communicate(timeout=20)
         assert process.returncode == 1
     at_kill = msgspec.json.decode(load_checkpoint(state)[1]["progress"], type=Progress)
+    assert (head / "work").stat().st_mode & 0o777 == 0o700
     rounds = len(list(head.glob("work/corpus-*.npz")))
 
     status, printed, errors = finished(home, *build)
