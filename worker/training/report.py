@@ -12,6 +12,7 @@ from worker.training.plan import Plan
 from worker.training.trainer import Point
 
 PICTURE = "report.svg"
+_EQUAL = 1.1  # times that differ by less count as equal
 _PANEL, _HEIGHT, _EDGE = 480, 360, 48  # of the picture
 
 
@@ -29,7 +30,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What counts of a trained drafter beside others; `speedup` is predicted, for one row, and 1 where none is gained.
 
-    `minutes` are those that were given for writing and training.
+    `minutes` are those that writing and training took.
     """
 
     name: str
@@ -103,7 +104,7 @@ def figures(report: Report, name: str) -> Figures:
     return Figures(
         name=name,
         kind=report.plan.init,
-        minutes=report.plan.minutes,
+        minutes=round((report.writing_s + report.train_s) / 60, 2),
         accept_length=greedy.accept_length,
         speedup=report.measured.speedups[0],
         measured_on=report.measured_on,
@@ -129,9 +130,10 @@ def comparison(report: Report, name: str) -> str:
     lines = ["drafter                          kind    minutes  accept length  predicted speed-up"]
     lines += [f"{f.name:32} {f.kind:6} {f.minutes:8.1f} {f.accept_length:14.2f} {f.speedup:19.2f}" for f in entries]
     best = max(entries, key=lambda f: (f.speedup, f.accept_length))
-    unlike = [f.name for f in entries if (f.minutes, f.measured_on) != (own.minutes, own.measured_on)]
-    fair = f"not at equal time and on one device: {', '.join(unlike)}" if unlike else "at equal time"
-    return "\n".join([*lines, f"{best.name} ({best.kind}) wins, {fair}"])
+    times = [f.minutes for f in entries]
+    how = ["at equal time" if max(times) <= _EQUAL * min(times) else "at unequal times"]
+    how += ["measured on different devices"] if len({f.measured_on for f in entries}) > 1 else []
+    return "\n".join([*lines, f"{best.name} ({best.kind}) wins, {', '.join(how)}"])
 
 
 def history(report: Report) -> str:

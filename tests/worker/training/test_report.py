@@ -42,11 +42,14 @@ def test_reading_is_estimated_from_its_timings_and_never_more_than_the_training(
     assert Progress(step=100, train_s=5.0).reading_s == 0.0
 
 
-def like(kind: str, minutes: float, speedups: list[float]) -> report.Report:
+def like(kind: str, minutes: float, speedups: list[float], device: str = "cpu") -> report.Report:
     shipped = report.load(folder.SHIPPED / "smollm2-135m")
     return msgspec.structs.replace(
         shipped,
-        plan=Plan(init=kind, minutes=minutes),
+        plan=Plan(init=kind),
+        writing_s=20 * minutes,
+        train_s=40 * minutes,
+        measured_on=device,
         measured=msgspec.structs.replace(shipped.measured, speedups=speedups),
     )
 
@@ -57,7 +60,10 @@ def test_the_faster_one_wins_and_unequal_times_are_told() -> None:
     assert report.comparison(layers, "mine-layers").splitlines()[-1] == "mine (head) wins, at equal time"
     longer = msgspec.structs.replace(like("layers", 9.0, [1.5, 1.5, 1.5]), others=[head])
     last = report.comparison(longer, "mine-layers").splitlines()[-1]
-    assert last == "mine-layers (layers) wins, not at equal time and on one device: mine"
+    assert last == "mine-layers (layers) wins, at unequal times"
+    elsewhere = msgspec.structs.replace(like("layers", 5.0, [1.0], "gpu"), others=[head])
+    last = report.comparison(elsewhere, "mine-layers").splitlines()[-1]
+    assert last == "mine (head) wins, at equal time, measured on different devices"
     assert report.comparison(like("head", 5.0, [1.0]), "mine") == ""
 
 
