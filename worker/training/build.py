@@ -64,9 +64,10 @@ def build(job: Job, say: Say) -> Report:
     work = job.out / WORK
     loaded = loader.load(job.model, _target_form(job.weights))
     loaded.model.freeze()
-    _begin_work(work, job.plan)
     talk = dialogue.of(loaded.tokenizer, loaded.config)
-    _check_length(job.plan.length, talk, loaded.context_tokens)
+    check_length(job.plan.length, talk, loaded.context_tokens)
+    prompts = encoded(job.prompts, loaded.tokenizer, loaded.context_tokens)
+    _begin_work(work, job.plan)
     say(f"{job.model}: {loaded.weights} on {backend.describe()}")
     corpus = Corpus(work, job.plan.length)
     _take_served(job, corpus, loader.vocabulary_size(loaded.config, loaded.tokenizer), say)
@@ -90,7 +91,6 @@ def build(job: Job, say: Say) -> Report:
     trainer = Trainer(loaded.model, trained, job.plan, work / "state.safetensors", judge, lambda told: say(_line(told)))
     trainer.train(rows, max(job.plan.minutes * 60 * (1 - job.plan.writing_share), 1.0))
     folder.save(trained, job.out)
-    prompts = [dialogue.prompt(loaded.tokenizer, text) for text in job.prompts or PROMPTS]
     began = time.monotonic()
     measured = measure(loaded.model, trained, prompts, held_out, talk.ends, _MEASURED_TOKENS)
     spent = _spent(writing_s, trainer.progress, time.monotonic() - began)
@@ -112,8 +112,8 @@ def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[st
     talk = dialogue.of(loaded.tokenizer, loaded.config)
     own = identity(loaded.model, loaded.config)
     trained = folder.load_any(entry.folder, own, loaded.model, plan.compute_form())
-    encoded = [dialogue.prompt(loaded.tokenizer, text) for text in prompts or PROMPTS]
-    measured = measure(loaded.model, trained, encoded, None, talk.ends, _MEASURED_TOKENS)
+    asked = encoded(prompts, loaded.tokenizer, loaded.context_tokens)
+    measured = measure(loaded.model, trained, asked, None, talk.ends, _MEASURED_TOKENS)
     held_out = [one for one in before.measured.acceptance if one.text == "held-out"]
     measured = msgspec.structs.replace(measured, acceptance=[*held_out, *measured.acceptance])
     return msgspec.structs.replace(
@@ -133,7 +133,7 @@ def _fresh(loaded: loader.Loaded, wanted: Plan, vocabulary: Array, text: Array) 
     return plan.fresh_head(loaded.model, sizes, vocabulary, wanted.seed)
 
 
-def _check_length(length: int, talk: dialogue.Dialogue, context_tokens: int) -> None:
+def check_length(length: int, talk: dialogue.Dialogue, context_tokens: int) -> None:
     """Raises `BadBuild` where a conversation has no room for an answer, or the model none for the conversation."""
     least = len(talk.prefix) + len(talk.middle) + _LEAST_WRITTEN
     if not least <= length <= context_tokens:
@@ -167,6 +167,19 @@ def _begin_work(work: Path, wanted: Plan) -> None:
         )
 
 
+def encoded(texts: Sequence[str], tokenizer: Any, context_tokens: int) -> list[list[int]]:
+    """Token ids of the prompts to measure with, built-in ones if there are none. Raises `BadBuild` for one too long."""
+    prompts = [dialogue.prompt(tokenizer, text) for text in texts or PROMPTS]
+    most = context_tokens - _MEASURED_TOKENS
+    for number, prompt in enumerate(prompts, start=1):
+        if texts and len(prompt) > most:
+            raise BadBuild(
+                f"prompt {number} of --prompts has {len(prompt)} tokens; this model's context leaves {most} beside an "
+                f"answer of {_MEASURED_TOKENS}: shorten it or leave it out"
+            )
+    return prompts
+
+
 def _take_served(job: Job, corpus: Corpus, vocabulary: int, say: Say) -> None:
     if job.served is not None and not corpus.has_served:
         new = corpus.add_served(given.served(kept_text.conversations(job.served), job.plan.length, vocabulary))
@@ -176,13 +189,13 @@ def _take_served(job: Job, corpus: Corpus, vocabulary: int, say: Say) -> None:
 def _training_prompts(job: Job, tokenizer: Any, say: Say) -> list[Sequence[int]]:
     """Token ids of the prompts to answer, without those that are measured with and those that are too long."""
     wanted = dict.fromkeys(text for text in job.training_prompts if text not in (job.prompts or PROMPTS))
-    encoded = given.with_room((dialogue.prompt(tokenizer, text) for text in wanted), job.plan.length)
+    fitting = given.with_room((dialogue.prompt(tokenizer, text) for text in wanted), job.plan.length)
     if job.training_prompts:
         say(
-            f"training prompts: {len(encoded)} of {len(job.training_prompts)}; the others are measured with, come "
+            f"training prompts: {len(fitting)} of {len(job.training_prompts)}; the others are measured with, come "
             f"twice or leave an answer no room in {job.plan.length} tokens"
         )
-    return encoded
+    return fitting
 
 
 def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> float:
