@@ -24,6 +24,8 @@ from tests.worker import tiny
 from tests.worker.training import language
 from worker import loader
 from worker.assemble import assemble
+from worker.drafters.chain import ChainDrafter
+from worker.drafters.controller import Controller
 from worker.heads import folder
 from worker.heads.healed import HealedLayers
 from worker.heads.identity import identity
@@ -166,7 +168,15 @@ def test_the_head_guesses_more_of_the_models_text_than_copying_does(built: Built
 @pytest.fixture(scope="module")
 def healed(built: Built) -> tuple[Path, str]:
     """A build of healed layers for the same model: its folder, and what it printed."""
-    settings = ("--minutes=5", "--steps=40", "--tokens=3000", "--rows=64", "--length=64", "--batch-rows=8")
+    settings = (
+        "--keep-ratio=0.25",
+        "--minutes=5",
+        "--steps=40",
+        "--tokens=3000",
+        "--rows=64",
+        "--length=64",
+        "--batch-rows=8",
+    )
     prompts = str(built.home / "prompts.txt")
     status, printed, errors = finished(built.home, "build", "tiny", "--init=layers", *settings, "--prompts", prompts)
     assert status in (0, 1), errors
@@ -178,13 +188,14 @@ def test_healed_layers_guess_more_than_they_did_before(built: Built, healed: tup
     own = identity(model.model, model.config)
     after = folder.load_layers(healed[0], own, model.model, compute_form())
     before = HealedLayers(after.config, after.vocabulary, model.model)
+    prompts = [[1, *map(int, row)] for row in language.sentences(np.random.default_rng(21), 16, 6)[:, 1:]]
+    text = answers(model.model, prompts, 0.7, 64, frozenset(), seed=4)
     lengths = []
     for layers in (before, after):
         reader = Reader(model.model, layers)
-        text = answers(model.model, [[1, 5, 9], [1, 7, 30]], 0.0, 64, frozenset(), seed=4)
         lengths.append(count(layers, reader, text, 5).accept_length)
         reader.close()
-    assert lengths[1] > 1.5 * lengths[0]
+    assert lengths[1] > 1.1 * lengths[0]
 
 
 def test_a_report_compares_with_the_models_other_drafters(healed: tuple[Path, str]) -> None:
@@ -203,6 +214,10 @@ def test_a_model_with_a_head_and_healed_layers_says_what_it_says_without(
     monkeypatch.setenv("MLXSPEC_HOME", str(tmp_path))
     path = str(built.home / "models" / "tiny")
     engine = assemble(path, Config(), ModelConfig(path=path)).engine
+    engine.times, engine.drafting.controller = tiny.flat_times(), Controller()  # that drafts pay is not the question
+    for drafter in (engine.drafting.drafters["head"], engine.drafting.drafters["layers"]):
+        assert isinstance(drafter, ChainDrafter)
+        drafter.times = tiny.cheap_times()
     outputs, drafted = {}, {}
     for name in ("none", "head", "layers"):
         speculation = Speculation(drafter=name)
