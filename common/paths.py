@@ -19,6 +19,11 @@ def drafts_dir() -> Path:
     return home() / "drafts"
 
 
+def texts_dir() -> Path:
+    """What models were asked and answered, where `keep_text` is set; a folder for each."""
+    return home() / "texts"
+
+
 def shipped_drafts_dir() -> Path:
     """Draft heads that come with mlxspec."""
     return Path(__file__).parents[1] / "worker" / "heads" / "shipped"

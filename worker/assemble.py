@@ -13,7 +13,7 @@ from common.messages import ModelFacts
 from worker import backend, calibration, loader, self_test
 from worker.blas_threads import ThreadChoice
 from worker.cache.ragged import UnsupportedCache
-from worker.drafters.available import Available, load_head
+from worker.drafters.available import Available, load_head, load_layers
 from worker.drafters.available import find as find_drafters
 from worker.drafters.controller import Controller
 from worker.drafting import Drafting
@@ -50,11 +50,14 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     reference = self_test.reference_logits(loaded.model)
     kv_bits = config.engine.kv_bits if model.kv_bits is None else model.kv_bits
     target, unspeculative = _checked_target(loaded.model, reference, kv_bits)
+    healed = None if unspeculative else load_layers(loaded)
     head = None if unspeculative else load_head(loaded, target)
     size = target.measure_kv()
     weights = loaded.weights + (f", {kv_bits}-bit cache" if kv_bits else "")
     times = calibration.measured_times(target, path, weights)
-    available = Available() if unspeculative else find_drafters(path, loaded, target, times, config, model, head)
+    available = Available()
+    if not unspeculative:
+        available = find_drafters(path, loaded, target, times, config, model, head, healed)
     engine = Engine(target, times, _limits(config, model, size), _drafting(available, config), _pace(config))
     engine.prefixes = _prefixes(config, target)
     engine.waiting = WaitingList(config.engine.priority_aging_s)

@@ -58,6 +58,7 @@ class Engine:
     totals: Totals = field(default_factory=Totals)
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
+    on_answer: Callable[[Sequence[int], Sequence[int]], None] | None = None  # prompt and answer, as token ids
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
     _leaving: list[tuple[Row, str]] = field(default_factory=list)  # rows that ended in this step, and how
@@ -256,6 +257,9 @@ class Engine:
         self.prefixes.settle()
         for row, reason in self._leaving:
             self._release(row, is_finished=reason != "cancelled")
+            if self.on_answer is not None and reason != "cancelled":
+                prompt = len(row.request.prompt)
+                self.on_answer(row.tokens[:prompt], row.tokens[prompt:])
         self._leaving = []
 
     def _end_preempted(self, row: Row) -> Gain:

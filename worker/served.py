@@ -9,10 +9,11 @@ import mlx.core as mx
 
 from common.config import Config, ModelConfig
 from common.logs import fields
-from worker import backend
+from worker import backend, kept_text
 from worker.assemble import assemble
 from worker.child import Child
 from worker.io_thread import IoThread, Name, Served
+from worker.kept_text import KeptText
 from worker.loop import Loop, Pulse
 from worker.token_text import TokenTexts
 
@@ -34,6 +35,8 @@ def run(child: Child, config: Config) -> None:
     model = config.models.get(child.name) or ModelConfig(path=child.model)
     ready = assemble(child.model, config, model)
     log.info("Ready. %s", fields(model=child.name, backend=backend.describe(), weights=ready.facts.weights_dtype))
+    if model.keep_text:
+        ready.engine.on_answer = KeptText(kept_text.folder_of(child.name)).keep
     texts = TokenTexts(ready.tokenizer)
     io.ready(Served(ready.engine, ready.tokenizer, ready.facts, ready.end_tokens, texts))
     Loop(ready.engine, io.orders, io.publish, pulse).run()

@@ -116,6 +116,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     drafter: str | None = None
     draft_model: str | None = None
     draft_layers_ratio: float | None = None
+    keep_text: bool = False
 
 
 class Config(Section, frozen=True, kw_only=True):

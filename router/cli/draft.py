@@ -21,6 +21,8 @@ SIZES = (
     ("--batch-rows", "N", "conversations of a training step (default: 4)"),
     ("--vocabulary", "N", "tokens that the head can draft (default: 16384)"),
     ("--layers", "N", "layers of the head (default: 1)"),
+    ("--keep-ratio", "X", "share of the model's layers that --init layers keeps (default: 0.5)"),
+    ("--rank", "N", "of the adapters of --init layers (default: 16)"),
     ("--mlp-ratio", "X", "size of its MLP, of the model's own (default: 1)"),
     ("--matrix-rate", "X", "learning rate of matrices (default: 0.02)"),
     ("--vector-rate", "X", "learning rate of the rest (default: 0.001)"),
@@ -39,7 +41,9 @@ def add_verbs(verbs: Verbs) -> None:
     inner = Verbs(parser, dest="draft_command", is_required=True)
     _add_build(inner)
     listing = inner.add("list", help="list the heads", examples="mlxspec draft list --json", run=run_list)
-    info = inner.add("info", help="show a head's report", examples="mlxspec draft info smollm2-135m", run=run_info)
+    info = inner.add(
+        "info", help="show how a head was made and measured", examples="mlxspec draft info smollm2-135m", run=run_info
+    )
     judge = inner.add(
         "eval",
         help="measure a head on this machine",
@@ -68,11 +72,25 @@ def _add_build(verbs: Verbs) -> None:
         run=run_build,
     )
     build.add_argument("model", metavar="MODEL", help="a name in the store, a model folder, or an id of Hugging Face")
-    build.add_argument("--out", metavar="DIR", help="the head's folder (default: MLXSPEC_HOME/drafts/NAME)")
+    build.add_argument(
+        "--out", metavar="DIR", help="the head's folder (default: MLXSPEC_HOME/drafts/NAME, or NAME-layers)"
+    )
     for name, metavar, text in BUDGET:
         build.add_argument(name, metavar=metavar, type=_type(metavar), help=text)
+    build.add_argument(
+        "--init",
+        choices=("head", "layers"),
+        help="head: a new layer on the model's hidden states; layers: some of the model's own, healed by adapters. "
+        "Both may be there; the report compares them (default: head)",
+    )
     build.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
     build.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
+    build.add_argument(
+        "--training-prompts",
+        metavar="FILE",
+        help="prompts that the model also answers in its text; those in --prompts are held out",
+    )
+    build.add_argument("--served", action="store_true", help="train on kept text, too (keep_text in the configuration)")
     _add_measuring(build)
     sizes = build.add_argument_group("sizes and rates")
     for name, metavar, text in SIZES:
@@ -89,8 +107,8 @@ def _add_measuring(parser: Parser) -> None:
 
 def run_build(options: argparse.Namespace, output: Output) -> int:
     numbers = [name for name, _, _ in (*BUDGET, *SIZES)]
-    given = _given(options, ["--out", *numbers, "--prompts", "--weights"])
-    flags = [name for name in ("--restart", "--keep-work") if getattr(options, _field(name))]
+    given = _given(options, ["--out", "--init", *numbers, "--prompts", "--training-prompts", "--weights"])
+    flags = [name for name in ("--restart", "--keep-work", "--served") if getattr(options, _field(name))]
     return _run(["build", *given, *flags, "--", options.model], output)
 
 

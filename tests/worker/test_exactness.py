@@ -33,7 +33,7 @@ SAMPLINGS = {
     ),
 }
 
-DRAFTERS = ("ngram", "suffix", "right", "half", "wrong", "noise", "twin", "stranger", "layers", "head")
+DRAFTERS = ("ngram", "suffix", "right", "half", "wrong", "noise", "twin", "stranger", "layers", "healed", "head")
 
 
 @cache
@@ -66,15 +66,14 @@ def drafter(kind: str, name: str, expected: dict[str, list[int]], sampling: Samp
         "twin": lambda: tiny.model_drafter(tiny.make_model(kind)),
         "stranger": lambda: tiny.model_drafter(tiny.make_model("llama", seed=9)),
         "layers": lambda: tiny.layers_drafter((0, 1)),
+        "healed": lambda: tiny.healed_drafter(model(kind)),
         "head": lambda: tiny.head_drafter(model(kind)),
     }[name]()
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize(
-    "drafting", ["ngram", "suffix", "right", "half", "wrong", "noise", "twin", "stranger", "layers", "head"]
-)
+@pytest.mark.parametrize("drafting", DRAFTERS)
 def test_speculation_in_a_joining_batch_equals_plain_decoding_alone(kind: str, sampling: str, drafting: str) -> None:
     expected = alone(kind, sampling)
     engine = tiny.make_engine(model(kind), drafter(kind, drafting, expected, SAMPLINGS[sampling]))

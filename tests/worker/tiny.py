@@ -5,18 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path
 from mlx_lm.models import gemma3_text, llama, qwen3
 
 from common.sampling import Sampling, Speculation
 from worker.drafters.drafter import CopyingDrafter, Draft, Drafter, Offer
 from worker.drafters.head import HeadDrafter
-from worker.drafters.layers import LayersDrafter
+from worker.drafters.layers import HealedLayersDrafter, LayersDrafter
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
 from worker.drafting import Drafting
 from worker.engine import Engine, Pace
 from worker.heads.head import Head, HeadConfig
+from worker.heads.healed import HealedConfig, HealedLayers
 from worker.heads.vocabulary import embedding
 from worker.prefix_cache import PrefixCache
 from worker.request import Request, Row
@@ -192,6 +193,21 @@ def model_drafter(draft_model: Any) -> Callable[[Target], Drafter]:
 def layers_drafter(kept: Sequence[int]) -> Callable[[Target], Drafter]:
     """Makes a `layers` drafter of these layers."""
     return lambda target: LayersDrafter(target, cheap_times(), kept)
+
+
+def healed_drafter(model: Any, kept: Sequence[int] = (0, 1)) -> Callable[[Target], Drafter]:
+    """Makes a `layers` drafter of these layers, with random adapters."""
+    return lambda _: HealedLayersDrafter(make_healed(model, kept), cheap_times(), VOCABULARY)
+
+
+def make_healed(model: Any, kept: Sequence[int] = (0, 1), target: str = "one") -> HealedLayers:
+    """Some of the model's layers, with random adapters."""
+    mx.random.seed(2)
+    config = HealedConfig(target=target, kept=tuple(kept), rank=4)
+    healed = HealedLayers(config, mx.arange(VOCABULARY), model)
+    healed.update(tree_map(lambda array: 0.2 * mx.random.normal(array.shape), healed.trainable_parameters()))
+    mx.eval(healed.parameters())
+    return healed
 
 
 def head_drafter(model: Any, seed: int = 3) -> Callable[[Target], Drafter]:

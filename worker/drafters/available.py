@@ -13,7 +13,7 @@ from worker.cache.ragged import UnsupportedCache
 from worker.drafters import trial
 from worker.drafters.drafter import Drafter
 from worker.drafters.head import HeadDrafter
-from worker.drafters.layers import LayersDrafter
+from worker.drafters.layers import HealedLayersDrafter, LayersDrafter
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
 from worker.drafters.suffix import SuffixDrafter
@@ -63,6 +63,23 @@ def load_head(loaded: Loaded, target: Target) -> HeadDrafter | None:
         return None
 
 
+def load_layers(loaded: Loaded) -> HealedLayersDrafter | None:
+    """The model's own layers as they were healed, if they were. To be called before anybody taps the model."""
+    try:
+        entry = folder.find(identity(loaded.model, loaded.config), folder.LAYERS)
+        if entry is None:
+            return None
+        dtype = embedding(loaded.model)(mx.zeros(1, mx.int32)).dtype
+        healed = folder.load_layers(entry.folder, entry.config.target, loaded.model, dtype)
+        drafter = HealedLayersDrafter(healed, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
+        if not drafter.target.has_prefixes:
+            raise folder.BadHead("the model keeps recurrent states, which a chain of drafted tokens cannot take back")
+        return drafter
+    except (folder.BadHead, NoLayers, NoVocabulary, UnsupportedCache) as error:
+        log.warning("The model's healed layers are not used. %s", fields(reason=str(error)))
+        return None
+
+
 def find(
     path: str,
     loaded: Loaded,
@@ -71,8 +88,9 @@ def find(
     config: Config,
     model: ModelConfig,
     head: HeadDrafter | None = None,
+    healed: HealedLayersDrafter | None = None,
 ) -> Available:
-    """Make the model's drafters; those that compute are tried, once on each device. `head` is one of them already.
+    """Make the model's drafters; those that compute are tried, once on each device. Trained ones are made already.
 
     Raises `BadModel` when a draft model that is configured for this model does not fit it.
     """
@@ -81,7 +99,9 @@ def find(
     available.drafters[NgramDrafter.name] = NgramDrafter(config.speculation.ngram_max_match)  # suffix does what it does
     text = loaded.tokenizer.encode(trial.TEXT)[: trial.MOST_TOKENS]
     if head is not None:
-        found = _remembered(f"head|{path}|{fingerprint(head)}", loaded, lambda: trial.try_head(target, head, text))
+        found = _remembered(
+            f"head|{path}|{fingerprint(head.head.fuse_proj.weight)}", loaded, lambda: trial.try_head(target, head, text)
+        )
         head.times = found.times
         available.add_tried(head, found, times)
     if draft := _draft_model(loaded, config, model):
@@ -91,7 +111,12 @@ def find(
         drafter.times = found.times
         available.add_tried(drafter, found, times)
     ratio = model.draft_layers_ratio or config.speculation.draft_layers_ratio
-    if config.speculation.auto_draft and ratio and target.has_prefixes:
+    if healed is not None:
+        name = f"healed|{path}|{fingerprint(healed.healed.adapter)}"
+        found = _remembered(name, loaded, lambda: trial.try_model(target, healed, text))
+        healed.times = found.times
+        available.add_tried(healed, found, times)
+    elif config.speculation.auto_draft and ratio and target.has_prefixes:
         _add_layers(available, path, loaded, target, times, ratio, text)
     return available
 
@@ -155,7 +180,6 @@ def _remembered(what: str, loaded: Loaded, find_out: Callable[[], Trial]) -> Tri
     return found
 
 
-def fingerprint(head: HeadDrafter) -> str:
-    """Tells one training's head from another's."""
-    weight = head.head.fuse_proj.weight
+def fingerprint(weight: mx.array) -> str:
+    """Tells one training from another by a matrix of what it made."""
     return f"{float(mx.abs(weight.astype(mx.float32)).sum()):.6g}"

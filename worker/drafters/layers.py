@@ -2,6 +2,9 @@
 
 It takes no memory: what it writes behind a row's tokens is written over by the verification of its draft. Which layers
 it skips is chosen by block influence (ShortGPT, arXiv 2403.03853): those that change their input least.
+
+Where the layers have been healed by training, their keys and values are not the target's any more: then it drafts like
+a smaller model, with a cache of its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,8 @@ import mlx.nn as nn
 
 from worker.cache.layout import Segment
 from worker.drafters.chain import ChainDrafter
+from worker.drafters.model import ModelDrafter
+from worker.heads.healed import HealedLayers
 from worker.request import Row
 from worker.step_times import StepTimes
 from worker.taps import replaced
@@ -38,6 +43,16 @@ class LayersDrafter(ChainDrafter):
     def _end(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.target.state.commit(row.slot, row.cached)
+
+
+class HealedLayersDrafter(ModelDrafter):
+    """Drafts with healed layers."""
+
+    name = LayersDrafter.name
+
+    def __init__(self, healed: HealedLayers, times: StepTimes, vocabulary: int) -> None:
+        super().__init__(Target(healed.model), times, vocabulary)
+        self.healed = healed
 
 
 class _Skipped:
@@ -76,17 +91,24 @@ def only_layers(model: nn.Module, kept: Sequence[int]) -> Iterator[None]:
         yield
 
 
-def block_influence(target: Target, tokens: Sequence[int]) -> list[float]:
-    """For each layer 1 − mean cosine of its input and output over a text: what it changes (arXiv 2403.03853)."""
+def influence_in(model: nn.Module, run: Callable[[], mx.array]) -> list[float]:
+    """For each layer 1 − mean cosine of its input and output in the forward `run`: what it changes (arXiv 2403.03853).
+
+    Raises `NoLayers`.
+    """
     told: dict[int, mx.array] = {}
-    with (
-        target.partial(),
-        replaced(target.model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))),
-    ):
-        logits = target.forward([Segment(0, 0, len(tokens))], list(tokens), [0])
-    mx.eval(logits, list(told.values()))
-    target.clear()
+    with replaced(model, lambda i, layer: _Watched(layer, lambda value: told.__setitem__(i, value))):
+        output = run()
+    mx.eval(output, list(told.values()))
     return [float(told[i]) for i in sorted(told)]
+
+
+def block_influence(target: Target, tokens: Sequence[int]) -> list[float]:
+    """The influence of each of a target's layers on a text."""
+    with target.partial():
+        influence = influence_in(target.model, lambda: target.forward([Segment(0, 0, len(tokens))], list(tokens), [0]))
+    target.clear()
+    return influence
 
 
 def most_influential(influence: Sequence[float], ratio: float) -> list[int]:

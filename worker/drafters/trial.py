@@ -100,7 +100,7 @@ def _tried(target: Target, drafter: ChainDrafter, tokens: Sequence[int], kept: S
     own = _likeliest(target, target.forward, tokens)
     drafted = _likeliest(drafter.target, drafter.forward, tokens)
     agreement = sum(a == b for a, b in zip(own, drafted, strict=True)) / len(own)
-    return _timed(drafter.name, drafter.target, lambda rows: _time_step(drafter, rows), agreement, kept)
+    return _timed(drafter.name, drafter.target, lambda rows: time_step(drafter, rows), agreement, kept)
 
 
 def _timed(name: str, target: Target, run: Callable[[int], float], agreement: float, kept: Sequence[int]) -> Trial:
@@ -122,7 +122,7 @@ def _likeliest(
     return [int(token) for token in best.tolist()]  # type: ignore[union-attr,arg-type]
 
 
-def _time_step(drafter: ChainDrafter, rows: int) -> float:
+def time_step(drafter: ChainDrafter, rows: int) -> float:
     """Seconds of one drafting step for so many rows at the start of their cache."""
     began = time.perf_counter()
     logits = drafter.forward([Segment(row, 0, 1) for row in range(rows)], mx.ones(rows, mx.int32), range(rows))

@@ -1,4 +1,7 @@
-"""Where heads are kept: a folder each with `config.json`, `weights.safetensors` and the report of its making."""
+"""Where trained drafters are kept: a folder each with `config.json`, `weights.safetensors` and a report.
+
+They are of two kinds: heads, and healed layers, whose weights are adapters.
+"""
 
 import os
 import shutil
@@ -8,16 +11,19 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import msgspec
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import dequantize_model
 
 from common import paths
 from common.errors import ConfigError
 from worker.heads.head import Head, HeadConfig
+from worker.heads.healed import HealedConfig, HealedLayers
 
+HEAD, LAYERS = "head", "layers"  # kinds, by the names of the drafters that they are
 CONFIG, WEIGHTS, REPORT = "config.json", "weights.safetensors", "report.json"
 SHIPPED = paths.shipped_drafts_dir()
 _VOCABULARY = "vocabulary"
+Trained = Head | HealedLayers
 
 
 class BadHead(ConfigError):
@@ -34,23 +40,30 @@ class Verdict(msgspec.Struct, frozen=True):
     is_used: bool = True
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    kind: str = HEAD
+
+
+_CONFIGS: dict[str, type[HeadConfig] | type[HealedConfig]] = {HEAD: HeadConfig, LAYERS: HealedConfig}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A head that is there. `is_used`: what its report says, or True where it has none."""
+    """A trained drafter that is there. `is_used`: what its report says, or True where it has none."""
 
     name: str
     folder: Path
-    config: HeadConfig
+    config: HeadConfig | HealedConfig
     is_used: bool
 
 
 def heads_dir() -> Path:
-    """Heads made on this machine."""
+    """Trained drafters made on this machine."""
     return paths.drafts_dir()
 
 
 def entries() -> list[Entry]:
-    """All heads, those made here before those shipped; folders that cannot be read are left out."""
+    """All trained drafters, those made here before those shipped; folders that cannot be read are left out."""
     found = []
     for base in (heads_dir(), SHIPPED):
         for folder in sorted(base.glob("*/")) if base.is_dir() else []:
@@ -61,16 +74,18 @@ def entries() -> list[Entry]:
     return found
 
 
-def find(target: str) -> Entry | None:
-    """The head to use for the target of this identity: the first one whose report does not advise against it."""
-    return next((entry for entry in entries() if entry.config.target == target and entry.is_used), None)
+def find(target: str, kind: str = HEAD) -> Entry | None:
+    """What to use for the target of this identity: the first one whose report does not advise against it."""
+    fitting = (entry for entry in entries() if entry.config.target == target and entry.config.kind == kind)
+    return next((entry for entry in fitting if entry.is_used), None)
 
 
-def read_config(folder: Path) -> HeadConfig:
+def read_config(folder: Path) -> HeadConfig | HealedConfig:
     """Raises `BadHead`."""
     try:
-        return msgspec.json.decode((folder / CONFIG).read_bytes(), type=HeadConfig)
-    except (OSError, msgspec.DecodeError) as error:
+        content = (folder / CONFIG).read_bytes()
+        return msgspec.json.decode(content, type=_CONFIGS[msgspec.json.decode(content, type=_Kind).kind])
+    except (OSError, msgspec.DecodeError, KeyError) as error:
         raise BadHead(f"{folder} is not a head's folder: {error}") from error
 
 
@@ -79,15 +94,11 @@ def load(folder: Path, target: str, model: nn.Module | None = None, dtype: mx.Dt
 
     Raises `BadHead`, and `WrongTarget` where it was made for another one.
     """
-    config = read_config(folder)
-    if config.target != target:
-        raise WrongTarget(
-            f"the head in {folder} was made for another model (identity {config.target[:12]}, this model's is "
-            f"{target[:12]}): make one for this model with mlxspec draft build"
-        )
+    config = _config_for(target, folder)
+    if not isinstance(config, HeadConfig):
+        raise BadHead(f"{folder} has a drafter of the kind {config.kind}, not a head")
     try:
-        weights = mx.load(str(folder / WEIGHTS))
-        assert isinstance(weights, dict)
+        weights = _weights(folder)
         head = Head(config, weights.pop(_VOCABULARY).astype(mx.int32))
         if config.bits:
             nn.quantize(head, config.group_size, config.bits)
@@ -102,14 +113,55 @@ def load(folder: Path, target: str, model: nn.Module | None = None, dtype: mx.Dt
     return head if model is None else head.bind(model)
 
 
-def save(head: Head, folder: Path) -> None:
-    """Write the head; a reader sees the one before or this one, whole. Other files in the folder stay."""
+def load_layers(folder: Path, target: str, model: nn.Module, dtype: mx.Dtype) -> HealedLayers:
+    """The healed layers of `model`, which has this identity. Raises `BadHead`, `WrongTarget` and `NoLayers`."""
+    config = _config_for(target, folder)
+    if not isinstance(config, HealedConfig):
+        raise BadHead(f"{folder} has a drafter of the kind {config.kind}, not healed layers")
+    try:
+        weights = _weights(folder)
+        healed = HealedLayers(config, weights.pop(_VOCABULARY).astype(mx.int32), model)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise BadHead(f"the healed layers in {folder} cannot be read: {error}") from error
+    own = {name: array.shape for name, array in healed.adapters().items()}
+    if own != {name: array.shape for name, array in weights.items()}:
+        raise BadHead(f"the adapters in {folder} do not fit the model's layers {config.kept}: make them anew")
+    healed.update(tree_unflatten([(name, array.astype(dtype)) for name, array in weights.items()]))
+    healed.freeze()
+    return healed
+
+
+def load_any(folder: Path, target: str, model: nn.Module, dtype: mx.Dtype) -> Trained:
+    """A trained drafter of either kind. Raises what `load` and `load_layers` do."""
+    is_head = read_config(folder).kind == HEAD
+    return load(folder, target, model, dtype) if is_head else load_layers(folder, target, model, dtype)
+
+
+def _config_for(target: str, folder: Path) -> HeadConfig | HealedConfig:
+    config = read_config(folder)
+    if config.target != target:
+        raise WrongTarget(
+            f"the {config.kind} in {folder} was made for another model (identity {config.target[:12]}, this model's is "
+            f"{target[:12]}): make one for this model with mlxspec draft build"
+        )
+    return config
+
+
+def _weights(folder: Path) -> dict[str, mx.array]:
+    weights = mx.load(str(folder / WEIGHTS))
+    assert isinstance(weights, dict)
+    return weights
+
+
+def save(trained: Trained, folder: Path) -> None:
+    """Write it; a reader sees the one before or this one, whole. Other files in the folder stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(tree_flatten(head.parameters())) | {_VOCABULARY: head.vocabulary.astype(mx.uint32)}
+    own = trained.adapters() if isinstance(trained, HealedLayers) else dict(tree_flatten(trained.parameters()))
+    weights = own | {_VOCABULARY: trained.vocabulary.astype(mx.uint32)}
     partial = folder / f"partial-{WEIGHTS}"  # MLX adds the suffix itself where it is missing
     mx.save_safetensors(str(partial), weights)
     os.replace(partial, folder / WEIGHTS)
-    write(folder / CONFIG, msgspec.json.format(msgspec.json.encode(head.config), indent=2))
+    write(folder / CONFIG, msgspec.json.format(msgspec.json.encode(trained.config), indent=2))
 
 
 def write(file: Path, content: bytes) -> None:

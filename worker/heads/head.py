@@ -32,6 +32,7 @@ class HeadConfig(msgspec.Struct, frozen=True, kw_only=True):
     norm_eps: float = 1e-5
     bits: int = 0  # of its matrices; 0: as floats
     group_size: int = 64
+    kind: str = "head"
 
 
 class Head(nn.Module):

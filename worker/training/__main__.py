@@ -10,12 +10,13 @@ import msgspec
 
 from common import lifeline, paths
 from common.errors import ConfigError
-from worker import backend
+from worker import backend, kept_text
 from worker.heads import folder
 from worker.taps import NoLayers
 from worker.training import report
-from worker.training.build import WORK, BadBuild, Job, build, evaluate
-from worker.training.plan import Plan
+from worker.training.build import WORK, Job, build, evaluate
+from worker.training.given import BadText, read_prompts
+from worker.training.plan import Plan, check
 
 OK, DOES_NOT_PAY, CANNOT, INTERRUPTED = 0, 1, 3, 130
 
@@ -38,18 +39,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mlxspec draft", description="Make and look after draft heads.")
+    parser = argparse.ArgumentParser(prog="mlxspec draft", description="Make and look after trained drafters.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     make = verbs.add_parser("build", help="make a head for a model from text that it writes itself")
     make.set_defaults(run=_build)
     make.add_argument("model", help="a model folder, a name in MLXSPEC_HOME/models, or a Hugging Face id")
     make.add_argument("--out", type=Path, help="folder of the head (default: MLXSPEC_HOME/drafts/NAME OF THE MODEL)")
+    make.add_argument("--init", default=folder.HEAD, choices=(folder.HEAD, folder.LAYERS))
     make.add_argument("--prompts", type=Path, help="prompts to measure with: text, one a line, or .jsonl of Spec-Bench")
+    make.add_argument("--training-prompts", type=Path, help="prompts that the model answers for its training text")
+    make.add_argument("--served", action="store_true", help="train on what the model was asked and answered, too")
     make.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     make.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
     make.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
     for name, default in msgspec.structs.asdict(Plan()).items():
-        if name != "stages":
+        if name not in ("stages", "init"):
             make.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
     for verb, run, text in (("info", _info, "show a head's report"), ("rm", _remove, "delete a head")):
         one = verbs.add_parser(verb, help=text)
@@ -74,41 +78,41 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(options: argparse.Namespace) -> int:
     model = str(paths.models_dir() / options.model) if _is_name(options.model) else options.model
-    out = options.out or folder.heads_dir() / Path(model).name
+    suffix = "" if options.init == folder.HEAD else f"-{options.init}"
+    out = (options.out or folder.heads_dir() / f"{Path(model).name}{suffix}").absolute()
+    plan = Plan(**{name: getattr(options, name) for name in Plan.__struct_fields__ if name != "stages"})
+    check(plan)
     if options.restart and (out / WORK).is_dir():
         shutil.rmtree(out / WORK)
-    known = {name: getattr(options, name) for name in msgspec.structs.asdict(Plan()) if name != "stages"}
     job = Job(
         model=model,
         out=out,
-        plan=Plan(**known),
+        plan=plan,
         weights=options.weights,
-        prompts=_prompts(options.prompts) if options.prompts else (),
+        prompts=read_prompts(options.prompts) if options.prompts else (),
+        training_prompts=read_prompts(options.training_prompts) if options.training_prompts else (),
+        served=_kept_text(options.model) if options.served else None,
         command=shlex.join(["mlxspec", "draft", *sys.argv[1:]]),
         keeps_work=options.keep_work,
     )
     made = build(job, lambda line: print(line, flush=True))
     print(report.summary(made.measured))
+    if compared := report.comparison(made, out.name):
+        print(compared)
     if not made.is_used:
-        print("This head would not make the model faster: it is not used.", file=sys.stderr)
+        print("This drafter would not make the model faster: it is not used.", file=sys.stderr)
         return DOES_NOT_PAY
-    print(f"The head is in {out} and is used from the model's next start on.")
+    print(f"The drafter is in {out} and is used from the model's next start on.")
     return OK
 
 
-def _prompts(file: Path) -> list[str]:
-    """One a line, as text, or in a .jsonl file as objects whose `turns` begin with it. Raises `BadBuild`."""
-    lines = [line for line in file.read_text().splitlines() if line.strip()]
-    if file.suffix != ".jsonl":
-        return lines
-    try:
-        return [msgspec.json.decode(line, type=_Question).turns[0] for line in lines]
-    except (msgspec.DecodeError, IndexError) as error:
-        raise BadBuild(f'{file}: every line has to be like {{"turns": ["a prompt"]}}: {error}') from error
-
-
-class _Question(msgspec.Struct):
-    turns: list[str]
+def _kept_text(model: str) -> Path:
+    """The folder of the model's kept text. Raises `BadText`."""
+    found = [kept_text.folder_of(name) for name in (model, Path(model).name)]
+    kept = next((one for one in found if one.is_dir()), None)
+    if kept is None:
+        raise BadText(f"there is no kept text in {found[0]}: set keep_text = true in [models.NAME] and serve the model")
+    return kept
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -118,7 +122,7 @@ def _list(options: argparse.Namespace) -> int:
         return OK
     for entry in entries:
         state = "used" if entry.is_used else "not used: it does not pay"
-        print(f"{entry.name:32} for {entry.config.target[:12]}  {state}  {entry.folder}")
+        print(f"{entry.name:32} {entry.config.kind:6} for {entry.config.target[:12]}  {state}  {entry.folder}")
     if not entries:
         print("there are no heads; make one with: mlxspec draft build MODEL", file=sys.stderr)
     return OK
@@ -131,20 +135,25 @@ def _info(options: argparse.Namespace) -> int:
         _print_json(_described(entry) | {"report": found})
         return OK
     print(f"{found.command}\n{found.device}\n{found.written_tokens} tokens written, {found.train_tokens} trained on")
+    print(report.history(found))
     print(report.summary(found.measured))
+    if compared := report.comparison(found, entry.name):
+        print(compared)
     return OK
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     entry = _named(options.name)
     model = options.model or str(paths.models_dir() / report.load(entry.folder).model)
-    prompts = _prompts(options.prompts) if options.prompts else ()
+    prompts = read_prompts(options.prompts) if options.prompts else ()
     made = evaluate(entry, model, options.weights, prompts)
     report.save(made, entry.folder)
     if options.json:
         _print_json(_described(entry) | {"is_used": made.is_used, "report": made})
-    else:
-        print(report.summary(made.measured))
+        return OK if made.is_used else DOES_NOT_PAY
+    print(report.summary(made.measured))
+    if compared := report.comparison(made, entry.name):
+        print(compared)
     return OK if made.is_used else DOES_NOT_PAY
 
 

@@ -1,6 +1,6 @@
-"""How many of a head's drafts would stand, counted on finished texts.
+"""How many of a trained drafter's drafts would stand, counted on finished texts.
 
-While all drafts before it were right, what a chain feeds the head is the text itself: so one unrolled run over a text
+While all drafts before it were right, what a chain feeds it is the text itself: so one unrolled run over a text
 tells, for every position and depth, whether the draft there would be right.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from worker.heads.head import Head
+from worker.heads.folder import Trained
 from worker.training.answers import Answers, noise_at
+from worker.training.passes import outputs
 from worker.training.reading import Reader
-from worker.training.unroll import unroll
 
 Array = np.ndarray[Any, Any]
 _COLUMNS = 32  # positions whose logits exist at a time
@@ -42,26 +42,29 @@ class Counts:
         return [round(after / before, 4) if before else 0.0 for before, after in pairwise(reached)]
 
 
-def right_drafts(head: Head, reader: Reader, answers: Answers, passes: int) -> Array:
+def right_drafts(trained: Trained, reader: Reader, answers: Answers, passes: int) -> Array:
     """bool [passes, rows, length]: whether pass j at position t gives the token at t + 2."""
     tokens = mx.array(answers.tokens)
-    vocabulary = head.vocabulary
+    vocabulary = trained.vocabulary
     read = reader.read(tokens)
-    outputs = unroll(head, head.fuse(read.taps), read.embedded, passes)
-    mx.eval(outputs)
+    states = outputs(trained, read, passes)
+    mx.eval(states)
     right = np.zeros((passes, *answers.tokens.shape), dtype=bool)
     last = answers.tokens.shape[1] - 2
     first = max(int(answers.starts.min()) - 1, 0)
     width = 1 if answers.temperature else _COLUMNS
-    rows = head.rows
+    rows = trained.rows
     size = reader.vocabulary
     for start in range(first, last, width):
         end = min(start + width, last)
         noise = None
         if answers.temperature:
             noise = noise_at(answers.seed, start + 2, (len(tokens), size))[:, None, vocabulary]
-        for number, output in enumerate(outputs):
-            scores = rows(head.norm(output[:, start:end])).astype(mx.float32)
+        for number, output in enumerate(states):
+            if number and output is states[number - 1]:
+                right[number, :, start:end] = right[number - 1, :, start:end]
+                continue
+            scores = rows(output[:, start:end]).astype(mx.float32)
             if noise is not None:
                 scores = scores / answers.temperature + noise
             guess = vocabulary[mx.argmax(scores, axis=-1)]
@@ -73,7 +76,7 @@ def walk(right: Array, row: Sequence[int], start: int, end: int, length: int, *,
     """Draft tokens that stand in each step over an answer row[start:end].
 
     `right` [passes, positions] of the row. With `copies` a step drafts what followed the longest match of three tokens
-    or more, where there is one, and with the head otherwise.
+    or more, where there is one, and with the trained drafter otherwise.
     """
     accepted: list[int] = []
     places: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -101,25 +104,29 @@ def walk(right: Array, row: Sequence[int], start: int, end: int, length: int, *,
     return accepted
 
 
-def count(head: Head, reader: Reader, groups: Iterable[Answers], length: int, *, copies: bool = False) -> Counts:
+def count(trained: Trained, reader: Reader, groups: Iterable[Answers], length: int, *, copies: bool = False) -> Counts:
     """Steps over all answers."""
     counts = Counts(length)
     each_step(
-        head, reader, groups, length, lambda _, plain, combined: counts.accepted.extend(combined if copies else plain)
+        trained,
+        reader,
+        groups,
+        length,
+        lambda _, plain, combined: counts.accepted.extend(combined if copies else plain),
     )
     return counts
 
 
 def each_step(
-    head: Head,
+    trained: Trained,
     reader: Reader,
     groups: Iterable[Answers],
     length: int,
     take: Callable[[int, list[int], list[int]], None],
 ) -> None:
-    """Hands each prompt's number to `take`, with its steps by the head alone and by copies and head together."""
+    """Hands each prompt's number to `take`, with its steps by the drafter alone and by copies and it together."""
     for group in groups:
-        right = right_drafts(head, reader, group, length)
+        right = right_drafts(trained, reader, group, length)
         for i, number in enumerate(group.numbers):
             span = int(group.starts[i]), int(group.ends[i])
             row = [int(token) for token in group.tokens[i]]

@@ -5,29 +5,34 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import msgspec
+import numpy as np
 
+from common import paths
 from common.errors import ConfigError
-from worker import backend, loader
+from worker import backend, kept_text, loader
 from worker.heads import folder
-from worker.heads.head import Head
+from worker.heads.folder import Trained
 from worker.heads.identity import identity
-from worker.training import dialogue, plan, report
+from worker.training import dialogue, given, plan, report
 from worker.training.acceptance import count
 from worker.training.corpus import Corpus
 from worker.training.measure import DRAFT_TOKENS, Measured, longest_answers, measure
 from worker.training.openers import PROMPTS
 from worker.training.plan import Plan
 from worker.training.reading import Reader
-from worker.training.report import Report
+from worker.training.report import Report, Spent
 from worker.training.synthesis import Writer
-from worker.training.trainer import Told, Trainer
+from worker.training.trainer import Progress, Told, Trainer
 
 WORK = "work"  # folder of what only an unfinished build needs
+Array = np.ndarray[Any, Any]
 _MEASURED_TOKENS = 128  # of an answer
+_JUDGED_BY = 4  # rows of text by which layers are chosen
+_LEAST_WRITTEN = 16  # tokens of a conversation, beside its template's
 Say = Callable[[str], None]
 
 
@@ -37,48 +42,60 @@ class BadBuild(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`weights`: number format of the target, as in the configuration. `command`: what was typed, for the report."""
+    """`weights`: number format of the target, as in the configuration. `command`: what was typed, for the report.
+
+    `prompts` are for measuring (none: built-in ones); `training_prompts` but those of them are answered for the text to
+    train on, and `served` is the folder of the model's kept text.
+    """
 
     model: str
     out: Path
     plan: Plan
     weights: str = "auto"
     prompts: Sequence[str] = ()
+    training_prompts: Sequence[str] = ()
+    served: Path | None = None
     command: str = ""
     keeps_work: bool = False
 
 
 def build(job: Job, say: Say) -> Report:
-    """Make the head in `job.out`. Raises `BadModel`, `BadBuild`, `NoLayers`."""
+    """Make the drafter in `job.out`. Raises `BadModel`, `BadBuild`, `NoLayers`."""
     work = job.out / WORK
     loaded = loader.load(job.model, _target_form(job.weights))
     loaded.model.freeze()
-    _begin_work(work, job.plan)
     talk = dialogue.of(loaded.tokenizer, loaded.config)
+    check_length(job.plan.length, talk, loaded.context_tokens)
+    prompts = encoded(job.prompts, loaded.tokenizer, loaded.context_tokens)
+    _begin_work(work, job.plan)
     say(f"{job.model}: {loaded.weights} on {backend.describe()}")
-    corpus, writing_s = _write(loaded.model, talk, job.plan, work, say)
+    corpus = Corpus(work, job.plan.length)
+    _take_served(job, corpus, loader.vocabulary_size(loaded.config, loaded.tokenizer), say)
+    answered = _training_prompts(job, loaded.tokenizer, say)
+    writer = Writer(loaded.model, talk, job.plan.rows, job.plan.length, job.plan.seed, answered)
+    writing_s = _write(writer, corpus, job.plan, work, say)
+    if corpus.rows < 2:
+        raise BadBuild("only one conversation was written, and one is held out to judge by: give more --rows")
     rows, held_out = corpus.split()
-    head = plan.fresh_head(
-        loaded.model,
-        plan.head_config(loaded.model, loaded.config, job.plan),
-        corpus.vocabulary(job.plan.vocabulary, sorted(talk.ends)),
-        job.plan.seed,
-    )
+    vocabulary = corpus.vocabulary(job.plan.vocabulary, sorted(talk.ends))
+    trained = _fresh(loaded, job.plan, vocabulary, held_out.tokens[:_JUDGED_BY])
     judged = [longest_answers(held_out)]
 
-    def judge(head: Head) -> float:
-        reader = Reader(loaded.model, head)
+    def judge(trained: Trained) -> float:
+        reader = Reader(loaded.model, trained)
         try:
-            return count(head, reader, judged, DRAFT_TOKENS).accept_length
+            return count(trained, reader, judged, DRAFT_TOKENS).accept_length
         finally:
             reader.close()
 
-    trainer = Trainer(loaded.model, head, job.plan, work / "state.safetensors", judge, lambda told: say(_line(told)))
+    trainer = Trainer(loaded.model, trained, job.plan, work / "state.safetensors", judge, lambda told: say(_line(told)))
     trainer.train(rows, max(job.plan.minutes * 60 * (1 - job.plan.writing_share), 1.0))
-    folder.save(head, job.out)
-    prompts = [dialogue.prompt(loaded.tokenizer, text) for text in job.prompts or PROMPTS]
-    measured = measure(loaded.model, head, prompts, held_out, talk.ends, _MEASURED_TOKENS)
-    made = _report(job, corpus, writing_s, trainer, measured)
+    folder.save(trained, job.out)
+    began = time.monotonic()
+    measured = measure(loaded.model, trained, prompts, held_out, talk.ends, _MEASURED_TOKENS)
+    spent = _spent(writing_s, trainer.progress, time.monotonic() - began)
+    made = _report(job, corpus, writer.prompts_begun(corpus.rounds), spent, trainer.progress, measured)
+    made = msgspec.structs.replace(made, others=report.others(trained.config.target, job.out))
     report.save(made, job.out)
     if not job.keeps_work:
         shutil.rmtree(work)
@@ -86,7 +103,7 @@ def build(job: Job, say: Say) -> Report:
 
 
 def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[str]) -> Report:
-    """Measure a head again, on this machine and these prompts; its report says from now on whether it pays here.
+    """Measure a trained drafter again, on this machine and these prompts; from now on its report says whether it pays.
 
     Raises `BadModel`, `BadHead`, `WrongTarget`.
     """
@@ -94,12 +111,36 @@ def evaluate(entry: folder.Entry, model: str, weights: str, prompts: Sequence[st
     loaded = loader.load(model, _target_form(weights))
     talk = dialogue.of(loaded.tokenizer, loaded.config)
     own = identity(loaded.model, loaded.config)
-    head = folder.load(entry.folder, own, loaded.model, plan.compute_form())
-    encoded = [dialogue.prompt(loaded.tokenizer, text) for text in prompts or PROMPTS]
-    measured = measure(loaded.model, head, encoded, None, talk.ends, _MEASURED_TOKENS)
+    trained = folder.load_any(entry.folder, own, loaded.model, plan.compute_form())
+    asked = encoded(prompts, loaded.tokenizer, loaded.context_tokens)
+    measured = measure(loaded.model, trained, asked, None, talk.ends, _MEASURED_TOKENS)
     held_out = [one for one in before.measured.acceptance if one.text == "held-out"]
     measured = msgspec.structs.replace(measured, acceptance=[*held_out, *measured.acceptance])
-    return msgspec.structs.replace(before, is_used=measured.pays, measured=measured, measured_on=backend.describe())
+    return msgspec.structs.replace(
+        before,
+        is_used=measured.pays,
+        measured=measured,
+        measured_on=backend.describe(),
+        others=report.others(own, entry.folder),
+    )
+
+
+def _fresh(loaded: loader.Loaded, wanted: Plan, vocabulary: Array, text: Array) -> Trained:
+    """What is to be trained; `text` [rows, length] tells which layers to keep, if it is layers."""
+    if wanted.init == folder.LAYERS:
+        return plan.fresh_layers(loaded.model, loaded.config, vocabulary, text, wanted)
+    sizes = plan.head_config(loaded.model, loaded.config, wanted)
+    return plan.fresh_head(loaded.model, sizes, vocabulary, wanted.seed)
+
+
+def check_length(length: int, talk: dialogue.Dialogue, context_tokens: int) -> None:
+    """Raises `BadBuild` where a conversation has no room for an answer, or the model none for the conversation."""
+    least = len(talk.prefix) + len(talk.middle) + _LEAST_WRITTEN
+    if not least <= length <= context_tokens:
+        raise BadBuild(
+            f"--length is {length}; for this model it must lie in [{least}, {context_tokens}]: from what its template "
+            "takes up to its context"
+        )
 
 
 def _target_form(weights: str) -> str:
@@ -111,7 +152,7 @@ def _target_form(weights: str) -> str:
 
 def _begin_work(work: Path, wanted: Plan) -> None:
     """Raises `BadBuild` where an unfinished build had another plan."""
-    work.mkdir(parents=True, exist_ok=True)
+    paths.ensure_private_dir(work)  # it may come to hold kept text
     file = work / "plan.json"
     if not file.is_file():
         folder.write(file, msgspec.json.encode(wanted))
@@ -126,12 +167,41 @@ def _begin_work(work: Path, wanted: Plan) -> None:
         )
 
 
-def _write(model: nn.Module, talk: dialogue.Dialogue, plan: Plan, work: Path, say: Say) -> tuple[Corpus, float]:
-    """Rounds of writing until their time is over, an earlier build's included; at least one."""
-    corpus = Corpus(work, plan.length)
+def encoded(texts: Sequence[str], tokenizer: Any, context_tokens: int) -> list[list[int]]:
+    """Token ids of the prompts to measure with, built-in ones if there are none. Raises `BadBuild` for one too long."""
+    prompts = [dialogue.prompt(tokenizer, text) for text in texts or PROMPTS]
+    most = context_tokens - _MEASURED_TOKENS
+    for number, prompt in enumerate(prompts, start=1):
+        if texts and len(prompt) > most:
+            raise BadBuild(
+                f"prompt {number} of --prompts has {len(prompt)} tokens; this model's context leaves {most} beside an "
+                f"answer of {_MEASURED_TOKENS}: shorten it or leave it out"
+            )
+    return prompts
+
+
+def _take_served(job: Job, corpus: Corpus, vocabulary: int, say: Say) -> None:
+    if job.served is not None and not corpus.has_served:
+        new = corpus.add_served(given.served(kept_text.conversations(job.served), job.plan.length, vocabulary))
+        say(f"served: {new} conversations from {job.served}")
+
+
+def _training_prompts(job: Job, tokenizer: Any, say: Say) -> list[Sequence[int]]:
+    """Token ids of the prompts to answer, without those that are measured with and those that are too long."""
+    wanted = dict.fromkeys(text for text in job.training_prompts if text not in (job.prompts or PROMPTS))
+    fitting = given.with_room((dialogue.prompt(tokenizer, text) for text in wanted), job.plan.length)
+    if job.training_prompts:
+        say(
+            f"training prompts: {len(fitting)} of {len(job.training_prompts)}; the others are measured with, come "
+            f"twice or leave an answer no room in {job.plan.length} tokens"
+        )
+    return fitting
+
+
+def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> float:
+    """Rounds of writing until their time is over, an earlier build's included; at least one. Returns its seconds."""
     clock = work / "writing_s"
     spent_s = float(clock.read_text()) if clock.is_file() else 0.0
-    writer = Writer(model, talk, plan.rows, plan.length, plan.seed)
     budget_s = plan.minutes * 60 * plan.writing_share
     while not corpus.rounds or (
         spent_s + spent_s / corpus.rounds / 2 < budget_s and not 0 < plan.tokens <= corpus.written_tokens
@@ -146,7 +216,7 @@ def _write(model: nn.Module, talk: dialogue.Dialogue, plan: Plan, work: Path, sa
             f"({plan.rows * plan.length / round_s:.0f} tokens/s), {max(budget_s - spent_s, 0):.0f} s left"
         )
     mx.clear_cache()
-    return corpus, spent_s
+    return spent_s
 
 
 def _line(told: Told) -> str:
@@ -155,7 +225,17 @@ def _line(told: Told) -> str:
     return f"training: {told.progress:4.0%}, {told.tokens} tokens, agreement {agreement}, {left_s:.0f} s left"
 
 
-def _report(job: Job, corpus: Corpus, writing_s: float, trainer: Trainer, measured: Measured) -> Report:
+def _spent(writing_s: float, progress: Progress, measuring_s: float) -> Spent:
+    return Spent(
+        writing_s=round(writing_s, 1),
+        reading_s=round(progress.reading_s, 1),
+        passes_s=round(progress.train_s - progress.reading_s, 1),
+        judging_s=round(progress.judging_s, 1),
+        measuring_s=round(measuring_s, 1),
+    )
+
+
+def _report(job: Job, corpus: Corpus, answered: int, spent: Spent, progress: Progress, measured: Measured) -> Report:
     return Report(
         is_used=measured.pays,
         model=Path(job.model).name,
@@ -165,10 +245,13 @@ def _report(job: Job, corpus: Corpus, writing_s: float, trainer: Trainer, measur
         plan=job.plan,
         written_tokens=corpus.written_tokens,
         written_rows=corpus.rows,
-        writing_s=round(writing_s, 1),
-        train_s=round(trainer.progress.train_s, 1),
-        train_tokens=trainer.progress.tokens,
-        steps=trainer.progress.step,
-        curve=trainer.progress.curve,
+        served_rows=corpus.served_rows,
+        answered_prompts=answered,
+        writing_s=spent.writing_s,
+        train_s=round(progress.train_s, 1),
+        train_tokens=progress.tokens,
+        steps=progress.step,
+        curve=progress.curve,
+        spent=spent,
         measured=measured,
     )

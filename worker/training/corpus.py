@@ -11,11 +11,15 @@ from worker.training.synthesis import ANSWER, USER, Written
 
 Array = np.ndarray[Any, Any]
 HELD_OUT_ROWS = 64  # at most; a twentieth of all rows
-_COMPARED_TOKENS = 96  # rows that begin alike are duplicates
+_COMPARED_TOKENS = 64  # rows that are alike up to so many that the model wrote are duplicates
+SERVED = "served.npz"
 
 
 class Corpus:
-    """Rows of `length` tokens in parts `corpus-N.npz` of a folder; a part is the work of one round of writing."""
+    """Rows of `length` tokens in parts `corpus-N.npz` of a folder; a part is the work of one round of writing.
+
+    Served text is one part more.
+    """
 
     def __init__(self, folder: Path, length: int) -> None:
         self._folder = folder
@@ -24,22 +28,21 @@ class Corpus:
         self._tokens: list[Array] = []
         self._kinds: list[Array] = []
         self.rounds = 0
-        while (part := self._part(self.rounds)).is_file():
-            with np.load(part) as stored:
-                self._take(stored["tokens"], stored["kinds"])
+        self.has_served = self._load(folder / SERVED)
+        self.served_rows = self.rows
+        while self._load(self._part(self.rounds)):
             self.rounds += 1
 
     def add(self, written: Written) -> int:
         """Keep a round's rows that are new, padded or cut to the corpus's length; returns how many."""
-        new = [i for i, row in enumerate(written.tokens) if self._is_new(row)]
-        tokens, kinds = self._shaped(written.tokens[new]), self._shaped(written.kinds[new])
-        partial = self._folder / "partial.npz"
-        np.savez_compressed(partial, tokens=tokens.astype(np.uint32), kinds=kinds)
-        os.replace(partial, self._part(self.rounds))
-        self._tokens.append(tokens.astype(np.uint32))
-        self._kinds.append(kinds)
+        new = self._keep(written, self._part(self.rounds))
         self.rounds += 1
-        return len(new)
+        return new
+
+    def add_served(self, written: Written) -> int:
+        """The same for served text, once."""
+        self.has_served, self.served_rows = True, self._keep(written, self._folder / SERVED)
+        return self.served_rows
 
     @property
     def rows(self) -> int:
@@ -54,7 +57,11 @@ class Corpus:
         """Rows to train on, and rows that were held out."""
         tokens, kinds = np.concatenate(self._tokens), np.concatenate(self._kinds)
         held = min(max(len(tokens) // 20, 1), HELD_OUT_ROWS)
-        return Written(tokens[held:], kinds[held:]), Written(tokens[:held], kinds[:held])
+        chosen = np.arange(held) * len(tokens) // held  # of all parts
+        return (
+            Written(np.delete(tokens, chosen, axis=0), np.delete(kinds, chosen, axis=0)),
+            Written(tokens[chosen], kinds[chosen]),
+        )
 
     def vocabulary(self, size: int, extra: Sequence[int] = ()) -> Array:
         """The `size` commonest tokens of answers, and `extra`, sorted; int32."""
@@ -66,14 +73,32 @@ class Corpus:
         common = np.argsort(-counts, kind="stable")[:size]
         return np.sort(common[counts[common] > 0]).astype(np.int32)
 
-    def _take(self, tokens: Array, kinds: Array) -> None:
-        for row in tokens:
-            self._is_new(row)
+    def _load(self, part: Path) -> bool:
+        """Take up a part that is there."""
+        if not part.is_file():
+            return False
+        with np.load(part) as stored:
+            tokens, kinds = stored["tokens"], stored["kinds"]
+        for row, by in zip(tokens, kinds, strict=True):
+            self._is_new(row, by)
         self._tokens.append(tokens)
         self._kinds.append(kinds)
+        return True
 
-    def _is_new(self, row: Array) -> bool:
-        start = row[:_COMPARED_TOKENS].astype(np.uint32).tobytes()
+    def _keep(self, written: Written, part: Path) -> int:
+        pairs = zip(written.tokens, written.kinds, strict=True)
+        new = [i for i, (row, by) in enumerate(pairs) if self._is_new(row, by)]
+        tokens, kinds = self._shaped(written.tokens[new]).astype(np.uint32), self._shaped(written.kinds[new])
+        partial = self._folder / "partial.npz"
+        np.savez_compressed(partial, tokens=tokens, kinds=kinds)
+        os.replace(partial, part)
+        self._tokens.append(tokens)
+        self._kinds.append(kinds)
+        return len(new)
+
+    def _is_new(self, row: Array, by: Array) -> bool:
+        written = int(np.argmax(by > 0))
+        start = row[: written + _COMPARED_TOKENS].astype(np.uint32).tobytes()
         if start in self._known:
             return False
         self._known.add(start)

@@ -10,7 +10,10 @@ import msgspec
 
 from worker.cache.layout import Segment
 from worker.drafters.head import HeadDrafter
-from worker.heads.head import Head
+from worker.drafters.layers import HealedLayersDrafter
+from worker.drafters.trial import time_step
+from worker.heads.folder import Trained
+from worker.heads.healed import HealedLayers
 from worker.heads.vocabulary import projection
 from worker.step_times import StepTimes
 from worker.target import Target
@@ -37,19 +40,25 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         return best, length
 
 
-def measure(model: nn.Module, head: Head, all_rows: Sequence[int], most: int) -> list[Costs]:
+def measure(model: nn.Module, trained: Trained, all_rows: Sequence[int], most: int) -> list[Costs]:
     """For each number of rows, timed as the engine runs them; `most` tokens of a draft."""
     target = Target(model)
-    drafter = HeadDrafter(target, head, StepTimes(), projection(model).weight.shape[0])
-    return [_measured(target, drafter, rows, most) for rows in all_rows]
+    vocabulary = projection(model).weight.shape[0]
+    if isinstance(trained, HealedLayers):
+        healed = HealedLayersDrafter(trained, StepTimes(), vocabulary)
+        own, draft = healed.target, lambda rows: time_step(healed, rows)
+    else:
+        own, draft = target, HeadDrafter(target, trained, StepTimes(), vocabulary).time_step
+    return [_measured(target, own, draft, rows, most) for rows in all_rows]
 
 
-def _measured(target: Target, drafter: HeadDrafter, rows: int, most: int) -> Costs:
+def _measured(target: Target, own: Target, draft: Callable[[int], float], rows: int, most: int) -> Costs:
+    """`draft` takes a step of a draft for so many rows, in the slots of `own`."""
     _run(target, rows, 0, _CONTEXT)
     step_s = tuple(_seconds(lambda w=width: _run(target, rows, _CONTEXT, w)) for width in range(1, most + 2))  # type: ignore[misc]
     target.clear()
-    draft_s = _seconds(lambda: drafter.time_step(rows))
-    target.clear()
+    draft_s = _seconds(lambda: draft(rows))
+    own.clear()
     return Costs(rows=rows, step_s=step_s, draft_s=draft_s)
 
 

@@ -1,4 +1,4 @@
-"""The loss of a head on a batch: cross-entropy with the target's own distribution over the head's vocabulary, unrolled.
+"""The loss of a drafter on a batch: cross-entropy with the target's own distribution over its vocabulary, unrolled.
 
 The gradient of the logits is written by hand, softmax(z) − p, and taken back through the vocabulary projection at once:
 logits, by far the largest arrays, are never kept for a backward pass.
@@ -6,31 +6,31 @@ logits, by far the largest arrays, are never kept for a backward pass.
 
 import mlx.core as mx
 
-from worker.heads.head import Head
+from worker.heads.folder import Trained
+from worker.training.passes import outputs
 from worker.training.reading import Read
-from worker.training.unroll import unroll
 
 DECAY = 0.8  # weight of each pass of the one before
 _SCALE = 1024.0  # keeps gradients of single logits in the range of 16-bit floats
 
 
 def surrogate_loss(
-    head: Head, matrix: mx.array, read: Read, weights: mx.array, passes: int
+    trained: Trained, matrix: mx.array, read: Read, weights: mx.array, passes: int
 ) -> tuple[mx.array, mx.array]:
-    """A number whose gradient is the loss's, and the share [passes] of positions where head and target agree.
+    """A number whose gradient is the loss's, and the share [passes] of positions where drafter and target agree.
 
-    `matrix`: rows of the vocabulary projection for the head's vocabulary. `weights` [batch, width] of the positions.
+    `matrix`: rows of the vocabulary projection for the drafter's vocabulary. `weights` [batch, width] of the positions.
     """
-    outputs = unroll(head, head.fuse(read.taps), read.embedded, passes)
+    states = outputs(trained, read, passes)
     size = matrix.shape[-1]
     scores = read.hidden.reshape(-1, size) @ matrix.T
     wanted = mx.softmax(scores, axis=-1, precise=True)
     best = mx.argmax(scores, axis=-1)
     total, agreement = mx.array(0.0), []
-    for number, output in enumerate(outputs):
+    for number, output in enumerate(states):
         counted = (weights * (mx.arange(weights.shape[1]) >= number)[None]).reshape(-1)
         shares = counted / mx.maximum(counted.sum(), 1.0)
-        normed = head.norm(output).reshape(-1, size)
+        normed = output.reshape(-1, size)
         gradient, guess = _gradient(mx.stop_gradient(normed), matrix, wanted, shares)
         total = total + DECAY**number * (normed.astype(mx.float32) * mx.stop_gradient(gradient)).sum()
         agreement.append(((guess == best) * shares).sum())

@@ -1,4 +1,4 @@
-"""The truth about a head: acceptance on held-out text and on real prompts, costs, and whether it pays."""
+"""The truth about a trained drafter: acceptance on held-out text and on real prompts, costs, and whether it pays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import mlx.nn as nn
 import msgspec
 import numpy as np
 
-from worker.heads.head import Head
+from worker.heads.folder import Trained
+from worker.heads.healed import HealedLayers
 from worker.training import costs
 from worker.training.acceptance import count
 from worker.training.answers import Answers, answers
@@ -23,7 +24,7 @@ _JUDGED_ROWS = 32
 
 
 class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
-    """Of drafts of DRAFT_TOKENS. `copying`: accept length where matches are copied and the head drafts the rest."""
+    """Of drafts of DRAFT_TOKENS. `copying`: accept length where matches are copied and it drafts the rest."""
 
     text: str
     temperature: float
@@ -48,7 +49,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(
     model: nn.Module,
-    head: Head,
+    trained: Trained,
     prompts: Sequence[Sequence[int]],
     held_out: Written | None,
     ends: frozenset[int],
@@ -57,12 +58,14 @@ def measure(
     """Answers of `most` tokens to the prompts (token ids), and the held-out rows if there are any."""
     texts = [("held-out", 0.0, [longest_answers(held_out)])] if held_out else []
     texts += [("prompts", t, answers(model, prompts, t, most, ends, seed=0)) for t in TEMPERATURES]
-    reader = Reader(model, head)
+    if isinstance(trained, HealedLayers):
+        trained.predict_all()
+    reader = Reader(model, trained)
     try:
-        found = [_acceptance(head, reader, *text) for text in texts]
+        found = [_acceptance(trained, reader, *text) for text in texts]
     finally:
         reader.close()
-    priced = costs.measure(model, head, _ROWS, DRAFT_TOKENS)
+    priced = costs.measure(model, trained, _ROWS, DRAFT_TOKENS)
     greedy = next(one for one in found if one.text == "prompts" and one.temperature == 0.0)
     speedups = [cost.speedup(greedy.by_position) for cost in priced]
     return Measured(
@@ -73,9 +76,9 @@ def measure(
     )
 
 
-def _acceptance(head: Head, reader: Reader, name: str, temperature: float, groups: list[Answers]) -> Acceptance:
-    plain = count(head, reader, groups, DRAFT_TOKENS)
-    copying = count(head, reader, groups, DRAFT_TOKENS, copies=True)
+def _acceptance(trained: Trained, reader: Reader, name: str, temperature: float, groups: list[Answers]) -> Acceptance:
+    plain = count(trained, reader, groups, DRAFT_TOKENS)
+    copying = count(trained, reader, groups, DRAFT_TOKENS, copies=True)
     return Acceptance(
         text=name,
         temperature=temperature,

@@ -1,4 +1,4 @@
-"""What a head is built with, and its sizes for a target."""
+"""What a drafter is built with, and its sizes for a target."""
 
 from typing import Any
 
@@ -8,19 +8,45 @@ import msgspec
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from common.errors import ConfigError
 from worker import backend
+from worker.drafters.layers import influence_in, most_influential
+from worker.heads.folder import HEAD, LAYERS
 from worker.heads.head import Head, HeadConfig
+from worker.heads.healed import HealedConfig, HealedLayers
 from worker.heads.identity import identity
 from worker.taps import owner_of_layers
 
 STAGES = ((0.2, 1), (0.7, 4), (1.0, 6))  # up to which share of the training so many passes are unrolled
+RANGES: dict[str, tuple[float, float]] = {  # least and most of each number of a plan
+    "minutes": (0.01, 10_080),
+    "tokens": (0, 10**12),
+    "steps": (0, 10**9),
+    "writing_share": (0.01, 0.99),
+    "rows": (1, 65_536),
+    "length": (16, 65_536),
+    "batch_rows": (1, 4096),
+    "vocabulary": (2, 10**7),
+    "layers": (1, 8),
+    "mlp_ratio": (0.05, 16),
+    "matrix_rate": (1e-6, 1),
+    "vector_rate": (1e-7, 1),
+    "keep_ratio": (0.01, 0.99),
+    "rank": (1, 1024),
+    "seed": (0, 2**31 - 1),
+}
+
+
+class BadPlan(ConfigError):
+    """A number of the plan is outside its range."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a build; a build that goes on after a kill must have the same ones.
 
     `minutes` are those of writing and training together, of which `writing_share` goes to writing; `tokens` (0: no
-    limit) ends writing earlier, `steps` (0: no limit) training.
+    limit) ends writing earlier, `steps` (0: no limit) training. `init`: "head" makes one, "layers" heals the
+    `keep_ratio` of the target's own that change most, by adapters of this `rank`.
     """
 
     minutes: float = 10.0
@@ -35,12 +61,25 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     mlp_ratio: float = 1.0  # of the target's own MLP
     matrix_rate: float = 0.02
     vector_rate: float = 0.001
+    init: str = HEAD
+    keep_ratio: float = 0.5
+    rank: int = 16
     seed: int = 0
     stages: tuple[tuple[float, int], ...] = STAGES
 
     def passes(self, progress: float) -> int:
-        """Passes to unroll at this share of the training."""
+        """Passes to unroll at this share of the training; layers see the text alone, whatever the pass."""
+        if self.init == LAYERS:
+            return 1
         return next((passes for until, passes in self.stages if progress < until), self.stages[-1][1])
+
+
+def check(plan: Plan) -> None:
+    """Raises `BadPlan`, naming the option at fault, its value and its limits."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(plan, name)
+        if not least <= value <= most:  # as a NaN is not, either
+            raise BadPlan(f"--{name.replace('_', '-')} is {value}; it must lie in [{least:,}, {most:,}]")
 
 
 def rate_factor(progress: float, step: int, warmup: int = 30) -> float:
@@ -87,3 +126,23 @@ def fresh_head(model: nn.Module, config: HeadConfig, vocabulary: np.ndarray[Any,
     head.layers[-1].update(tree_unflatten([(name, array.astype(mx.float32)) for name, array in taken]))
     mx.eval(head.parameters())
     return head
+
+
+def fresh_layers(
+    model: nn.Module,
+    config: dict[str, Any],
+    vocabulary: np.ndarray[Any, Any],
+    text: np.ndarray[Any, Any],
+    plan: Plan,
+) -> HealedLayers:
+    """The target's layers that change `text` (token ids [rows, length]) most, with adapters that add nothing yet.
+
+    Raises `NoLayers`.
+    """
+    influence = influence_in(model, lambda: model(mx.array(text.astype(np.int32))))
+    kept = most_influential(influence, plan.keep_ratio)
+    mx.random.seed(plan.seed)
+    made = HealedConfig(target=identity(model, config), kept=tuple(kept), rank=plan.rank)
+    healed = HealedLayers(made, mx.array(vocabulary), model)
+    mx.eval(healed.parameters())
+    return healed

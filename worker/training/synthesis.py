@@ -1,10 +1,13 @@
 """The model writes conversations: its own user turns and answers, many rows in lockstep (Magpie, arXiv 2406.08464).
 
+Where there are given prompts, half of the rows begin with one each, as long as there are new ones.
+
 Every row begins at position 0 and runs to the same length, turn after turn, so that no row waits for another, nothing
 is masked and every token is of use.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,7 @@ _USER_TEMPERATURES = (0.8, 1.0, 1.1)
 _ANSWER_TEMPERATURES, _ANSWER_SHARES = (0.0, 0.7, 1.0), (0.45, 0.40, 0.15)
 _USER_LIMITS, _USER_LIMIT_SHARES = (64, 160, 400), (0.3, 0.5, 0.2)  # tokens of a user turn, at most
 ANSWER_LIMIT = 400
+_GIVEN_SHARE = 0.5  # of a round's rows
 _WAIT_EVERY = 16  # steps that are handed to the device before it is waited for
 
 
@@ -35,14 +39,24 @@ class Written:
 
 
 class Writer:
-    """Writes rounds of conversations with a model."""
+    """Writes rounds of conversations with a model. `prompts` (token ids up to the answer) are answered once each."""
 
-    def __init__(self, model: nn.Module, dialogue: Dialogue, rows: int, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dialogue: Dialogue,
+        rows: int,
+        length: int,
+        seed: int,
+        prompts: Sequence[Sequence[int]] = (),
+    ) -> None:
         self._model = model
         self._dialogue = dialogue
         self._rows = rows
         self._length = length
         self._seed = seed
+        self._prompts = [prompts[i] for i in np.random.default_rng(seed).permutation(len(prompts))]
+        self._prompts_a_round = max(int(rows * _GIVEN_SHARE), 1)
         longest = max(len(dialogue.middle), len(dialogue.between))
         forced = [_padded(dialogue.middle, longest), _padded(dialogue.between, longest)]
         self._forced = mx.array(forced, dtype=mx.int32)  # [2, longest]
@@ -53,16 +67,15 @@ class Writer:
     def write(self, number: int) -> Written:
         """Round `number`, which is a function of it and the seed."""
         random = np.random.default_rng([self._seed, number])
-        table, begun = self._beginnings(random)
+        table, begun, phase = self._beginnings(random, number)
         temperatures, limits = self._habits(random)
         keys = mx.random.split(mx.random.key(self._seed * 100_003 + number), self._length)
-        prefix = len(self._dialogue.prefix)
+        first = int(np.array(begun).min())
         cache = make_prompt_cache(self._model)
-        tokens, kinds = [table[:, :prefix]], [mx.zeros((self._rows, prefix), mx.uint8)]
+        tokens, kinds = [table[:, :first]], [mx.zeros((self._rows, first), mx.uint8)]
         logits = self._model(tokens[0], cache=cache)[:, -1]
-        phase = mx.full((self._rows,), _USER if self._dialogue.middle else _ANSWER, mx.int32)
         count = mx.zeros((self._rows,), mx.int32)
-        for position in range(prefix, self._length):
+        for position in range(first, self._length):
             given, is_given = table[:, min(position, table.shape[1] - 1)], begun > position
             token, kind, phase, count = self._pick(
                 logits, given, is_given, phase, count, temperatures, limits, keys[position]
@@ -85,17 +98,28 @@ class Writer:
             mx.array(np.stack([limits, np.full(self._rows, ANSWER_LIMIT)]).astype(np.int32)),
         )
 
-    def _beginnings(self, random: np.random.Generator) -> tuple[mx.array, mx.array]:
-        """Tokens [rows, longest beginning] that are given, half of them with an opener, and how many in each row."""
+    def prompts_begun(self, rounds: int) -> int:
+        """Given prompts that so many rounds answer."""
+        return min(rounds * self._prompts_a_round, len(self._prompts))
+
+    def _beginnings(self, random: np.random.Generator, number: int) -> tuple[mx.array, mx.array, mx.array]:
+        """What the rows of a round begin with: tokens [rows, longest], how many in each row, and its phase [rows].
+
+        Some begin with a given prompt, half of the others with an opener of a user turn.
+        """
         prefix, openers = self._dialogue.prefix, self._dialogue.openers
+        own = _USER if self._dialogue.middle else _ANSWER
         chosen = [
-            openers[random.integers(len(openers))] if openers and random.random() < 0.5 else ()
+            (own, (*prefix, *openers[random.integers(len(openers))]) if openers and random.random() < 0.5 else prefix)
             for _ in range(self._rows)
         ]
-        longest = len(prefix) + max(map(len, chosen), default=0)
-        rows = [_padded((*prefix, *opener), longest) for opener in chosen]
-        counts = [len(prefix) + len(opener) for opener in chosen]
-        return mx.array(rows, dtype=mx.int32), mx.array(counts, dtype=mx.int32)
+        new = self._prompts[self.prompts_begun(number) : self.prompts_begun(number + 1)]
+        for place, prompt in zip(random.permutation(self._rows), new, strict=False):
+            chosen[place] = _ANSWER, tuple(prompt)
+        longest = max(len(given) for _, given in chosen)
+        rows = mx.array([_padded(given, longest) for _, given in chosen], dtype=mx.int32)
+        counts = mx.array([len(given) for _, given in chosen], dtype=mx.int32)
+        return rows, counts, mx.array([phase for phase, _ in chosen], dtype=mx.int32)
 
     def _picked(
         self,
@@ -128,6 +152,7 @@ class Writer:
         during = mx.where(text == 0, _MIDDLE, _BETWEEN)
         phase = mx.where(is_through, after, mx.where(is_template, during, phase))
         count = mx.where(is_through, 0, mx.where(is_template, reached, count + 1))
+        count = mx.where(is_given & (phase == _ANSWER), 0, count)  # a given prompt is no part of its answer
         return token.astype(mx.int32), kind.astype(mx.uint8), phase.astype(mx.int32), count.astype(mx.int32)
 
     def _drawn(self, logits: mx.array, is_user: mx.array, temperatures: mx.array, key: mx.array) -> mx.array:

@@ -1,4 +1,7 @@
-"""Trains a head on a corpus; what it knows is written down every minute and tenth, where a killed training goes on."""
+"""Trains a head, or healed layers, on a corpus.
+
+What it knows is written down every minute and tenth: there a killed training goes on.
+"""
 
 import os
 import time
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from worker import backend
-from worker.heads.head import Head
+from worker.heads.folder import Trained
 from worker.training.loss import surrogate_loss
 from worker.training.muon import Arrays, fresh_state, updated
 from worker.training.plan import Plan, compute_form, rate_factor
@@ -36,12 +40,19 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct):
-    """How far a training has come."""
+    """How far a training has come. `readings_s`: seconds of the target's forward over a batch, timed now and then."""
 
     step: int = 0
     tokens: int = 0
     train_s: float = 0.0
+    judging_s: float = 0.0
+    readings_s: list[float] = msgspec.field(default_factory=list)
     curve: list[Point] = msgspec.field(default_factory=list)
+
+    @property
+    def reading_s(self) -> float:
+        """Estimated part of `train_s` that the target's forwards took."""
+        return min(fmean(self.readings_s) * self.step, self.train_s) if self.readings_s else 0.0
 
 
 @dataclass(slots=True)
@@ -59,21 +70,22 @@ class Trainer:
     """`judge` gives the accept length on held-out text, `tell` is told of progress every few seconds."""
 
     target: nn.Module
-    head: Head
+    trained: Trained
     plan: Plan
     file: Path
-    judge: Callable[[Head], float]
+    judge: Callable[[Trained], float]
     tell: Callable[[Told], None]
     parameters: Arrays = field(default_factory=dict)
     state: Arrays = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def train(self, rows: Written, train_s: float) -> None:
-        """Until the time is over, or the plan's steps are made; the head has the trained weights afterwards."""
+        """Until the time is over, or the plan's steps are made; the drafter has the trained weights afterwards."""
         self._begin()
-        reader = Reader(self.target, self.head)
-        matrix = self.head.rows.matrix().astype(compute_form())
+        reader = Reader(self.target, self.trained)
+        matrix = self.trained.rows.matrix().astype(compute_form())
         mx.eval(matrix)
+        reading = _compiled(lambda tokens: reader.read(tokens).arrays())
         steps = {p: _compiled(partial(self._step, reader, matrix, p)) for p in {p for _, p in self.plan.stages}}
         batches = self._batches(rows)
         told_at = saved_at = time.monotonic()
@@ -100,6 +112,7 @@ class Trainer:
             is_judged = len(self.progress.curve) < int(done * 10)
             if is_judged:
                 self._judge()
+                self.progress.readings_s.append(_seconds(lambda tokens=tokens: reading(tokens)))  # type: ignore[misc]
             if is_judged or now - saved_at > _CHECKPOINT_S:
                 saved_at = now
                 self._save()
@@ -112,8 +125,10 @@ class Trainer:
         return max(self.progress.train_s / train_s, by_steps)
 
     def _judge(self) -> None:
+        began = time.monotonic()
         self._put(self.parameters)
-        length = self.judge(self.head)
+        length = self.judge(self.trained)
+        self.progress.judging_s += time.monotonic() - began
         self.progress.curve.append(Point(round(self.progress.train_s, 1), self.progress.tokens, round(length, 3)))
 
     def _step(
@@ -131,7 +146,7 @@ class Trainer:
 
         def loss(parameters: Arrays) -> tuple[mx.array, mx.array]:
             self._put(parameters)
-            return surrogate_loss(self.head, matrix, read, weights, passes)
+            return surrogate_loss(self.trained, matrix, read, weights, passes)
 
         (_, agreement), gradients = mx.value_and_grad(loss)(parameters)
         parameters, state = updated(parameters, gradients, state, rates[0], rates[1], compute_form())
@@ -139,7 +154,7 @@ class Trainer:
 
     def _put(self, parameters: Arrays) -> None:
         form = compute_form()
-        self.head.update(tree_unflatten([(name, array.astype(form)) for name, array in parameters.items()]))
+        self.trained.update(tree_unflatten([(name, array.astype(form)) for name, array in parameters.items()]))
 
     def _batches(self, rows: Written) -> Iterator[tuple[mx.array, mx.array]]:
         """Tokens [batch, length] and weights [batch, length − 1], from the step on that is next: a function of it."""
@@ -159,7 +174,7 @@ class Trainer:
     def _begin(self) -> None:
         """Take up where an earlier training was stopped, or begin."""
         if not self.file.is_file():
-            own = dict(tree_flatten(self.head.parameters()))
+            own = dict(tree_flatten(self.trained.trainable_parameters()))
             # Copies: what a compiled step is given must not be an array of the target, which it reads besides.
             self.parameters = {name: array.astype(mx.float32) * 1.0 for name, array in own.items()}
             self.state = fresh_state(self.parameters)
@@ -181,6 +196,14 @@ class Trainer:
 def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled, but on a CPU, where making a step into machine code takes longer than hundreds of steps."""
     return step if backend.name() == "cpu" else mx.compile(step)
+
+
+def _seconds(run: Callable[[], list[mx.array]]) -> float:
+    """Of the second run: the first one may compile."""
+    mx.eval(run())
+    began = time.perf_counter()
+    mx.eval(run())
+    return time.perf_counter() - began
 
 
 def load_checkpoint(file: Path) -> tuple[Arrays, dict[str, Any]]:

@@ -17,13 +17,22 @@ import psutil
 import pytest
 
 from common import openblas
+from common.config import Config, ModelConfig
+from common.sampling import Sampling, Speculation
 from tests.e2e.server import wait_until
+from tests.worker import tiny
 from tests.worker.training import language
 from worker import loader
+from worker.assemble import assemble
+from worker.drafters.chain import ChainDrafter
+from worker.drafters.controller import Controller
 from worker.heads import folder
+from worker.heads.healed import HealedLayers
 from worker.heads.identity import identity
+from worker.kept_text import KeptText
+from worker.request import Request
 from worker.training import report
-from worker.training.acceptance import Counts, right_drafts, walk
+from worker.training.acceptance import Counts, count, right_drafts, walk
 from worker.training.answers import answers
 from worker.training.plan import compute_form
 from worker.training.reading import Reader
@@ -32,7 +41,8 @@ from worker.training.trainer import Progress, load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-STEPS = 200
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # several only wait for each other over matrices as small as these
+STEPS, ANSWERED, SERVED_ROWS = 200, 10, 20
 SETTINGS = ("--minutes=5", f"--steps={STEPS}", "--tokens=6000", "--rows=64", "--length=64", "--batch-rows=8")
 
 
@@ -53,14 +63,17 @@ class Built:
 def write_model(to: Path) -> None:
     """The model that knows the made-up language; it learns in a child, which has the fast BLAS."""
     subprocess.run(
-        [sys.executable, "-m", language.__name__, str(to)], env=openblas.with_preload(), check=True, timeout=100
+        [sys.executable, "-m", language.__name__, str(to)],
+        env=openblas.with_preload() | ONE_THREAD,
+        check=True,
+        timeout=100,
     )
 
 
 def start(home: Path, *words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "router.cli", "draft", *words],
-        env=os.environ | {"MLXSPEC_HOME": str(home)},
+        env=os.environ | ONE_THREAD | {"MLXSPEC_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,8 +97,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     prompts = home / "prompts.txt"
     sentences = language.sentences(np.random.default_rng(9), 8, 8)[:, 1:]
     prompts.write_text("\n".join(" ".join(f"w{token}" for token in row) for row in sentences))
+    training = home / "training.jsonl"
+    training.write_text("".join(json.dumps({"turns": [f"w{n} w{n + 1}"]}) + "\n" for n in range(2, 2 + ANSWERED)))
+    kept = KeptText(home / "texts" / "tiny")
+    for row in language.sentences(np.random.default_rng(11), SERVED_ROWS, 48).tolist():
+        kept.keep(row[:8], row[8:])
     head = home / "drafts" / "tiny"
-    build = ("build", "tiny", *SETTINGS, "--prompts", str(prompts))
+    text = ("--prompts", str(prompts), "--training-prompts", str(training), "--served")
+    build = ("build", "tiny", *SETTINGS, *text)
 
     with start(home, *build) as process:  # the command is killed, and its child ends with it
         wait_until(lambda: list(head.glob("work/corpus-*.npz")), "a round of writing", 60)
@@ -100,6 +119,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         _, told = process.communicate(timeout=20)
         assert process.returncode == 1
     at_kill = msgspec.json.decode(load_checkpoint(state)[1]["progress"], type=Progress)
+    assert (head / "work").stat().st_mode & 0o777 == 0o700
     rounds = len(list(head.glob("work/corpus-*.npz")))
 
     status, printed, errors = finished(home, *build)
@@ -115,6 +135,11 @@ def test_a_killed_build_goes_on_from_its_checkpoint(built: Built) -> None:
     assert built.report.steps == STEPS and len(built.report.curve) == 10
     assert built.rounds_at_kill >= 1 and "writing:" not in built.printed
     assert not (built.head / "work").exists()
+
+
+def test_given_prompts_and_kept_text_are_trained_on(built: Built) -> None:
+    assert (built.report.answered_prompts, built.report.served_rows) == (ANSWERED, SERVED_ROWS)
+    assert built.report.spent is not None and built.report.spent.reading_s > 0
 
 
 def test_the_command_tells_by_its_exit_code_whether_the_head_is_used(built: Built) -> None:
@@ -138,6 +163,71 @@ def test_the_head_guesses_more_of_the_models_text_than_copying_does(built: Built
             by_copies.accepted += walk(np.zeros_like(right[:, i]), row, *span, 5, copies=True)
     reader.close()
     assert by_head.accept_length > 1.25 * by_copies.accept_length
+
+
+@pytest.fixture(scope="module")
+def healed(built: Built) -> tuple[Path, str]:
+    """A build of healed layers for the same model: its folder, and what it printed."""
+    settings = (
+        "--keep-ratio=0.25",
+        "--minutes=5",
+        "--steps=40",
+        "--tokens=3000",
+        "--rows=64",
+        "--length=64",
+        "--batch-rows=8",
+    )
+    prompts = str(built.home / "prompts.txt")
+    status, printed, errors = finished(built.home, "build", "tiny", "--init=layers", *settings, "--prompts", prompts)
+    assert status in (0, 1), errors
+    return built.home / "drafts" / "tiny-layers", printed
+
+
+def test_healed_layers_guess_more_than_they_did_before(built: Built, healed: tuple[Path, str]) -> None:
+    model = loader.load(str(built.home / "models" / "tiny"), "float32")
+    own = identity(model.model, model.config)
+    after = folder.load_layers(healed[0], own, model.model, compute_form())
+    before = HealedLayers(after.config, after.vocabulary, model.model)
+    prompts = [[1, *map(int, row)] for row in language.sentences(np.random.default_rng(21), 16, 6)[:, 1:]]
+    text = answers(model.model, prompts, 0.7, 64, frozenset(), seed=4)
+    lengths = []
+    for layers in (before, after):
+        reader = Reader(model.model, layers)
+        lengths.append(count(layers, reader, text, 5).accept_length)
+        reader.close()
+    assert lengths[1] > 1.1 * lengths[0]
+
+
+def test_a_report_compares_with_the_models_other_drafters(healed: tuple[Path, str]) -> None:
+    made = report.load(healed[0])
+    (head,) = made.others
+    assert (head.name, head.kind) == ("tiny", "head") and head.minutes > 0
+    (told,) = [line for line in healed[1].splitlines() if "wins" in line]
+    assert told.startswith(("tiny (head)", "tiny-layers (layers)"))
+
+
+def test_a_model_with_a_head_and_healed_layers_says_what_it_says_without(
+    built: Built, healed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in (built.head, healed[0]):  # without reports, which may advise against them
+        shutil.copytree(source, tmp_path / "drafts" / source.name, ignore=shutil.ignore_patterns("report.*"))
+    monkeypatch.setenv("MLXSPEC_HOME", str(tmp_path))
+    path = str(built.home / "models" / "tiny")
+    engine = assemble(path, Config(), ModelConfig(path=path)).engine
+    engine.times, engine.drafting.controller = tiny.flat_times(), Controller()  # that drafts pay is not the question
+    for drafter in (engine.drafting.drafters["head"], engine.drafting.drafters["layers"]):
+        assert isinstance(drafter, ChainDrafter)
+        drafter.times = tiny.cheap_times()
+    outputs, drafted = {}, {}
+    for name in ("none", "head", "layers"):
+        speculation = Speculation(drafter=name)
+        before = engine.totals.drafted
+        prompts = [(1, 5 + i, 9) for i in range(3)]
+        requests = [Request(f"r{i}", p, Sampling(), 40, speculation=speculation) for i, p in enumerate(prompts)]
+        outputs[name] = tiny.finish(engine, requests)
+        drafted[name] = engine.totals.drafted - before
+    assert outputs["head"] == outputs["layers"] == outputs["none"]
+    assert drafted["none"] == 0 and drafted["head"] > 0 and drafted["layers"] > 0
 
 
 def test_a_head_is_listed_shown_and_deleted(built: Built, tmp_path: Path) -> None:
