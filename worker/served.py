@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 
 import mlx.core as mx
 
@@ -17,14 +16,11 @@ from worker.kept_text import KeptText
 from worker.loop import Loop, Pulse
 from worker.token_text import TokenTexts
 
-SWITCH_S = 0.0005  # a step that comes back from the device waits so long at most while the I/O thread computes
-
 log = logging.getLogger(__name__)
 
 
 def run(child: Child, config: Config) -> None:
     """Serve one model. Raises `BadModel` or `UnsupportedCache` when it cannot be loaded."""
-    sys.setswitchinterval(SWITCH_S)
     pulse = Pulse()
     name = Name(child.identity, os.environ.get("MLXSPEC_TOKEN", ""), child.name, os.getpid())
     io = IoThread(name, child.run_dir, config, pulse)
