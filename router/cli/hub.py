@@ -83,7 +83,8 @@ def _add_download(verbs: Verbs) -> None:
 
 
 def run_search(options: argparse.Namespace, output: Output) -> int:
-    from router.hub.catalog import Query, search
+    from router.hub.catalog import search
+    from router.hub.query import Query
 
     query = Query(
         query=" ".join(options.words),
@@ -98,7 +99,8 @@ def run_search(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_popular(options: argparse.Namespace, output: Output) -> int:
-    from router.hub.catalog import MAX_RESULTS, popular
+    from router.hub.catalog import popular
+    from router.hub.query import MAX_RESULTS
 
     return _show_found(popular(Store(), max(1, min(options.limit, MAX_RESULTS))), output)
 
