@@ -7,7 +7,7 @@ import msgspec
 
 from common.priority import Priority
 from common.sampling import Sampling, Speculation
-from common.states import WorkerState
+from common.states import Death, WorkerState
 
 PROTOCOL_VERSION = 1
 
@@ -384,6 +384,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     pinned: bool = False
     restarts: int = 0
+    restarts_by_death: dict[Death, int] = {}
     retry_after_s: float | None = None
     facts: ModelFacts | None = None
     workers: tuple[WorkerEntry, ...] = ()

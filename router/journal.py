@@ -78,6 +78,7 @@ class LiveRequest:
             elapsed_s=now_s - self.started_s,
             first_token_s=self._first_token_after_s(),
             deaths=self.deaths,
+            replays=max(0, self.attempts - 1),
             usage=event.usage if isinstance(event, Ended) else None,
             timings=event.timings if isinstance(event, Ended) else None,
         )

@@ -111,8 +111,7 @@ class CallDesk:
 def _describe_model(model: Model) -> str:
     beat = model.best.heartbeat
     pulse = f" phase={beat.phase} loop_seq={beat.loop_seq}" if beat else ""
-    restarts = sum(worker.machine.restarts for worker in model.workers)
-    return f"{model.name} {model.state} restarts={restarts}{pulse} {model.detail}".rstrip()
+    return f"{model.name} {model.state} restarts={model.restarts.total()}{pulse} {model.detail}".rstrip()
 
 
 def _looks_like_hub_id(path: str) -> bool:

@@ -334,6 +334,8 @@ class Fleet:
         detail = worker.note or worker.machine.detail or None
         log.info("worker of %s is %s %s", model.name, worker.state, fields(was=before, detail=detail))
         match worker.state:
+            case WorkerState.STARTING if before is WorkerState.BACKOFF and worker.machine.death:
+                model.restarts[worker.machine.death] += 1
             case WorkerState.READY:
                 self._became_ready(worker)
             case WorkerState.FAILED if model.state is WorkerState.FAILED:

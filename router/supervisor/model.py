@@ -3,12 +3,13 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from common.config import ModelConfig
 from common.messages import ModelEntry, ModelFacts
-from common.states import WorkerState
+from common.states import Death, WorkerState
 from router.supervisor.machine import is_leaving
 from router.supervisor.policy import Candidate, Resident
 from router.supervisor.worker import Worker
@@ -37,6 +38,7 @@ class Model:
     pinned: bool = False
     workers: list[Worker] = field(default_factory=list)
     generations: int = 0  # workers spawned so far
+    restarts: Counter[Death] = field(default_factory=Counter)  # those that followed a death
 
     wanted_until: float = NEVER
     asked_at: float = 0.0
@@ -142,7 +144,8 @@ class Model:
             state=self.state,
             detail=self.detail,
             pinned=self.pinned,
-            restarts=sum(worker.machine.restarts for worker in self.workers),
+            restarts=self.restarts.total(),
+            restarts_by_death=dict(self.restarts),
             retry_after_s=round((machine.deadline or 0.0) - machine.since, 1) if is_delayed else None,
             facts=self.facts,
             workers=tuple(worker.entry() for worker in self.workers if worker.has_process),

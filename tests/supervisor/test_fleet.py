@@ -240,7 +240,9 @@ def test_hung_worker_is_aborted_and_restarted() -> None:
     assert a.state is S.BACKOFF
     assert "stood still" in a.machine.detail
     w.fleet.settle()
-    assert (a.state, a.machine.restarts) == (S.STARTING, 1)
+    assert a.state is S.STARTING
+    entry = a.model.entry(0)
+    assert (entry.restarts, entry.restarts_by_death) == (1, {"hung": 1})
 
 
 class RandomFleet(RuleBasedStateMachine):
