@@ -190,10 +190,11 @@ class Backend:
         )
         self.journal.detach(request)
         self.observers.request_replayed(request.model, reason)
-        if request.attempts < MAX_ATTEMPTS:
+        cut_off = request.attempts - request.handovers
+        if cut_off < MAX_ATTEMPTS:
             self._await_worker(request)
             return
-        text = f"{request.attempts} attempts at this request were cut off; the last: {reason}"
+        text = f"{cut_off} attempts at this request were cut off; the last: {reason}"
         self._end(request, ModelUnavailable(text, retry_after_s=RETRY_AFTER_S))
 
     def _stop(self, request: LiveRequest, error: MlxspecError) -> None:
@@ -299,9 +300,11 @@ class Backend:
                 self._take_back(request, "worker_died")
 
     def _on_worker_left(self, unfinished: Sequence[LiveRequest]) -> None:
-        """A worker was made to stop before its requests were done: another takes them, if there is one."""
+        """A worker was made to stop before its requests were done: another takes them, now or when there is one."""
         for request in unfinished:
-            if self.directory.ready_workers(request.model):
+            entry = self.directory.find(request.model)
+            if (entry and entry.gives_way) or self.directory.ready_workers(request.model):
+                request.handovers += 1
                 self._take_back(request, "worker_stopped")
             else:
                 text = f"model {request.model!r} was unloaded before the request had finished"

@@ -31,6 +31,7 @@ class LiveRequest:
     worker: str | None = None  # identity of the worker that has it; None while it waits
     wire_id: str = ""  # its id on that worker: a new one for each attempt
     attempts: int = 0
+    handovers: int = 0  # of these, those that ended because the worker left in good order
     deaths: int = 0  # workers that died while they had it
     is_isolated: bool = False
     tokens_at_death: int = 0

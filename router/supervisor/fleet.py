@@ -125,10 +125,20 @@ class Fleet:
     def unload(self, model: Model) -> None:
         """Nobody wants it any more: drain its workers and end them."""
         model.wanted_until = NEVER
-        self.drain(model)
+        self._drain(model, gives_way=False)
 
-    def drain(self, model: Model) -> None:
+    def renew(self, model: Model) -> None:
         """Let its workers finish and go; if somebody wants it, others follow."""
+        self._drain(model, gives_way=True)
+
+    def _make_way(self, model: Model, other: str) -> None:
+        """Let it go for another one; if requests wait for it, it comes back in its turn."""
+        log.info("evicting %s", fields(model=model.name, to_make_room_for=other))
+        model.wanted_until = NEVER
+        self._drain(model, gives_way=True)
+
+    def _drain(self, model: Model, *, gives_way: bool) -> None:
+        model.gives_way = gives_way
         for worker in model.workers:
             worker.note = ""
             self._apply(worker, machine.DrainAsked())
@@ -290,7 +300,8 @@ class Fleet:
 
     def _serve_queue(self, now: float) -> None:
         """Load whoever is first in the queue and fits; nobody overtakes a first one that has to wait."""
-        queue = policy.in_order(c for model in self.models.values() for c in model.candidates(now))
+        turn_s = self.config.supervisor.turn_s
+        queue = policy.in_order(c for model in self.models.values() for c in model.candidates(now, turn_s))
         blocker = ""
         for candidate in queue:
             worker = self.models[candidate.name].workers[candidate.worker]
@@ -302,7 +313,8 @@ class Fleet:
 
     def _admit(self, worker: Worker, candidate: policy.Candidate, now: float) -> str:
         """Start it, reject it, or make room; returns what it waits for, or nothing."""
-        residents = [m.resident(now) for m in self.models.values() if m.has_process]
+        turn_s = self.config.supervisor.turn_s
+        residents = [m.resident(now, turn_s) for m in self.models.values() if m.has_process]
         match policy.decide(candidate, residents, self.budget.total_bytes):
             case policy.Admit():
                 self._apply(worker, machine.Start())
@@ -311,8 +323,7 @@ class Fleet:
                 self._apply(worker, machine.Rejected(detail))
             case policy.Evict(names):
                 for name in names:
-                    log.info("evicting %s", fields(model=name, to_make_room_for=candidate.name))
-                    self.unload(self.models[name])
+                    self._make_way(self.models[name], candidate.name)
                 return f"waits for memory: {', '.join(names)} must be unloaded first"
             case policy.Wait(detail):
                 return detail
@@ -382,6 +393,7 @@ class Fleet:
     def _spawn(self, worker: Worker) -> None:
         model = worker.model
         model.generations += 1
+        model.gives_way = False
         identity = f"{slug(model.name)}#{model.generations}"
         worker.born(model.generations, identity, process.new_token(), time.time())
         self._by_identity[worker.identity] = worker
