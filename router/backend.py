@@ -38,6 +38,7 @@ from router import balancer, verdict
 from router.control_client import ControlClient
 from router.data_socket import DataSocket, Progress
 from router.journal import Journal, LiveRequest
+from router.loads import Loads
 from router.model_table import check_hope, failure_of
 from router.names import Names, choose
 from router.observer import Observers
@@ -63,8 +64,7 @@ class Backend:
         self.names = names
         self.journal = Journal()
         self._prefixes = balancer.PrefixMemory()
-        self.loads: dict[str, Load] = {}  # newest report of each worker
-        self._stepped_s: dict[str, float] = {}  # when each worker was last seen to step, or to have nothing to do
+        self.loads = Loads()
         self._server = config.server
         self._socket = socket
         self._leaving: set[str] = set()  # workers last seen draining or stopping
@@ -128,10 +128,6 @@ class Backend:
 
     def count_waiting(self, model: str) -> int:
         return len(self.journal.waiting(model))
-
-    def step_age_s(self, model: ModelEntry, now_s: float) -> float | None:
-        """How long the slowest worker of `model` has not been seen to step; None without any."""
-        return max((now_s - at for w in model.workers if (at := self._stepped_s.get(w.identity))), default=None)
 
     def stop_waiting(self) -> None:
         """End what no worker has: the server is about to stop."""
@@ -279,8 +275,7 @@ class Backend:
             if entry is None or entry.state not in SERVING_STATES:
                 self._on_worker_gone(identity)
         self._leaving = {i for i, w in workers.items() if w.state in (WorkerState.DRAINING, WorkerState.STOPPING)}
-        self.loads = {identity: load for identity, load in self.loads.items() if identity in workers}
-        self._stepped_s = {identity: at for identity, at in self._stepped_s.items() if identity in workers}
+        self.loads.keep(workers)
         self._unreachable.clear()
         for request in self.journal:
             request.refused_by = None
@@ -335,17 +330,11 @@ class Backend:
             case Deltas():
                 self._on_deltas(sender, message)
             case Load():
-                self._on_load(sender, message)
+                self.loads.take(sender, message, time.monotonic())
             case Accepted() | Finished() | Failed():
                 request = self.journal.find(message.request_id, sender)
                 if request is not None:
                     self._on_progress(request, message)
-
-    def _on_load(self, worker: str, load: Load) -> None:
-        before = self.loads.get(worker)
-        if before is None or before.steps != load.steps or not load.running:
-            self._stepped_s[worker] = time.monotonic()
-        self.loads[worker] = load
 
     def _on_deltas(self, sender: str, message: Deltas) -> None:
         tokens = 0

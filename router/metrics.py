@@ -90,9 +90,9 @@ class LiveCollector(Collector):
         return [
             ModelView(
                 entry=model,
-                loads=tuple(load for w in model.workers if (load := backend.loads.get(w.identity))),
+                loads=tuple(backend.loads.of_model(model)),
                 waiting=backend.count_waiting(model.name),
-                step_age_s=backend.step_age_s(model, now_s),
+                step_age_s=backend.loads.step_age_s(model, now_s),
             )
             for model in backend.directory.models
         ]

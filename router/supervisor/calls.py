@@ -10,7 +10,8 @@ from common.errors import Conflict, InvalidRequest, MlxspecError, ModelNotFound,
 from common.logs import fields
 from common.messages import EnsureModel, Pin, Reload, Reply, Status, Unload
 from common.states import WorkerState
-from router.supervisor.fleet import Fleet, Post
+from router.supervisor.bulletin import Post
+from router.supervisor.fleet import Fleet
 from router.supervisor.model import Model
 
 log = logging.getLogger(__name__)

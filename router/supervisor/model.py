@@ -15,6 +15,7 @@ from router.supervisor.policy import Candidate, Resident
 from router.supervisor.worker import Worker
 
 TURN_LOADS = 4  # a turn is at least so many times as long as loading took, so that swapping stays a small part
+LINGER_S = 1.0  # a model is idle when nobody has used it for so long: between two requests of a client it is busy
 UNSERVED_GRACE_S = 10.0  # how long a model that was loaded for a request may not be evicted before it has served it
 NEVER, ALWAYS = -math.inf, math.inf
 _BEST_FIRST = (
@@ -137,7 +138,7 @@ class Model:
             charge_bytes=self.charge_bytes(),
             last_used=self.last_used,
             is_ready=WorkerState.READY in states,
-            is_busy=self.is_busy,
+            is_busy=self.is_busy or now < self.last_used + LINGER_S,
             is_pinned=self.pinned,
             is_awaited=self.is_awaited and now < self.last_used + UNSERVED_GRACE_S,
             is_leaving=all(is_leaving(state) for state in states),

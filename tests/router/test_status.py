@@ -91,7 +91,7 @@ async def test_stats_add_up(cluster: Cluster, worker: FakeWorker) -> None:
     worker.answer = lambda g: finished(g.request_id, 0, "stop", plain_decode_s=3.0, measured_decode_s=2.0)
     assert await ask(cluster) == 200
     await worker.send(LOAD)
-    await wait_until(lambda: cluster.backend.loads)
+    await wait_until(lambda: cluster.backend.loads.of_worker("tiny#1"))
     async with cluster.http.get("/stats") as response:
         stats = await response.json()
     outcomes = {"length": 2, "context_length_exceeded": 1, "stop": 1}
@@ -129,7 +129,7 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
     worker.answer = failed("context_length_exceeded")
     await ask(cluster)
     await worker.send(LOAD)
-    await wait_until(lambda: cluster.backend.loads)
+    await wait_until(lambda: cluster.backend.loads.of_worker("tiny#1"))
     async with cluster.http.get("/metrics") as response:
         assert response.headers["Content-Type"].startswith("text/plain")
         lines = (await response.text()).splitlines()
@@ -204,13 +204,13 @@ async def test_every_metric_is_documented_and_no_other(cluster: Cluster) -> None
 
 async def test_age_of_a_step_grows_only_while_a_busy_worker_stands_still(cluster: Cluster, worker: FakeWorker) -> None:
     model = cluster.backend.directory.models[0]
-    assert cluster.backend.step_age_s(model, time.monotonic()) is None
+    assert cluster.backend.loads.step_age_s(model, time.monotonic()) is None
     for steps, running, is_older in [(1, 1, False), (1, 1, True), (2, 1, False), (2, 0, False)]:
         before = time.monotonic()
         load = msgspec.structs.replace(LOAD, steps=steps, running=running, kv_bytes=int(before * 1e6))
         await worker.send(load)
-        await wait_until(lambda load=load: cluster.backend.loads.get("tiny#1") == load)  # type: ignore[misc]
-        age_s = cluster.backend.step_age_s(model, time.monotonic())
+        await wait_until(lambda load=load: cluster.backend.loads.of_worker("tiny#1") == load)  # type: ignore[misc]
+        age_s = cluster.backend.loads.step_age_s(model, time.monotonic())
         assert age_s is not None
         assert (age_s > time.monotonic() - before) is is_older
 

@@ -370,7 +370,7 @@ class RandomFleet(RuleBasedStateMachine):
     @invariant()
     def nobody_is_told_to_exit_unasked(self) -> None:
         for identity in self.world.told(Exit):
-            worker = self.world.fleet._by_identity.get(identity)
+            worker = self.world.fleet._hands.living.get(identity)
             assert worker is None or worker.state is S.STOPPING
 
 
