@@ -25,6 +25,13 @@ MOST_WARM_UPS = 30
 PROMPTS = ("alpha beta", "one two three one two three", "the river", "a b c a b c a b c", "copper and tin", "snow")
 LONG = {"prompt": "a b c d", "temperature": 0, "stream": True, "raw": True, "ignore_eos": True}
 DRAFTERS = ("auto", "none", "suffix", "ngram", "layers")
+
+
+def is_demo() -> bool:
+    """Whether the demo model is to serve instead of the tiny one (`scripts/chaos --demo`)."""
+    return os.environ.get("MLXSPEC_CHAOS_DEMO") == "1"
+
+
 MOST_REQUESTS = 100  # in the server at once
 # Memory is short, so that MLX's buffers and the prefix cache reach their limits within a warm-up.
 CONFIG = f"""
@@ -34,7 +41,7 @@ max_concurrent_requests = {MOST_REQUESTS}
 prefix_cache_gb = 0.001
 [supervisor]
 immediate_restarts = 100000
-memory_limit_gb = 1.5
+memory_limit_gb = {3.0 if is_demo() else 1.5}
 """
 
 
@@ -87,8 +94,9 @@ class Stage:
     """A server that is brought up again when a test has ended it."""
 
     def __init__(self, models: Path) -> None:
-        # The wheel's BLAS gives the same bits for every batch, so that a text that differs is our fault alone.
-        self.serve = Serve(models, CONFIG, {"MLXSPEC_BLAS": "reference"})
+        # The wheel's BLAS gives the same bits for every batch, so that a text that differs is our fault alone. For the
+        # demo model it is too slow.
+        self.serve = Serve(models, CONFIG, {} if is_demo() else {"MLXSPEC_BLAS": "reference"})
         self.model = "a"
         self._starts = 1
         self._expected: dict[str, Take] = {}

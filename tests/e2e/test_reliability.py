@@ -7,8 +7,9 @@ has them short; `scripts/chaos --full` and `--soak N` have them at full length.
 import asyncio
 import contextlib
 import random
+import re
 import signal
-import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ import pytest
 from common.config import SupervisorConfig
 from common.states import WorkerState
 from router.supervisor.machine import restart_delay
+from tests import fuzz
 from tests.e2e.figures import FIGURES
-from tests.e2e.server import is_alive, wait_until
+from tests.e2e.server import Serve, is_alive, wait_until
 from tests.e2e.stage import (
     CLIENTS,
     LONG,
@@ -30,6 +32,7 @@ from tests.e2e.stage import (
     Stage,
     bodies,
     differences,
+    is_demo,
     is_full,
     kills,
     mixed_bodies,
@@ -55,7 +58,10 @@ pytestmark = [
 def models(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("a", "b")):
-        write_model(folder / name, demo_model, seed)
+        if is_demo():
+            (folder / name).symlink_to(demo_model)
+        else:
+            write_model(folder / name, demo_model, seed)
     return folder
 
 
@@ -123,6 +129,30 @@ async def test_r4_hung_worker_is_replaced_and_its_requests_go_on(stage: Stage) -
     FIGURES.note("R4", f"SIGSTOP: noticed after {noticed_s:.1f} s, gone after {gone_s:.1f} s, text {same}")
     assert take.outcome == expected.outcome
     assert noticed_s < 12  # 10 s on an idle machine
+
+
+async def test_r4_long_prefill_is_no_hang(demo_model: Path) -> None:
+    """A worker that gets a tenth of its time: its steps are slow, and none is taken for a hang."""
+    if not is_full():
+        pytest.skip("takes half a minute by its nature: scripts/chaos --full")
+    with contextlib.closing(Serve(demo_model)) as serve:
+        serve.wait_ready()
+        (worker,) = serve.children_named("worker")
+        body = {"prompt": "one two three " * 1200, "raw": True, "max_tokens": 1}
+        asked = asyncio.create_task(asyncio.to_thread(serve.request, "POST", "/generate", body))
+        began_s = time.monotonic()
+        while not asked.done() and time.monotonic() < began_s + 45:
+            worker.suspend()
+            await asyncio.sleep(0.9)
+            worker.resume()
+            await asyncio.sleep(0.1)
+        slow_s = time.monotonic() - began_s
+        status, answer = await asked
+        restarts = serve.request("GET", "/stats")[1]["models"][serve.model]["restarts"]
+    FIGURES.note("R4", f"prefill of {slow_s:.0f} s with a tenth of its time: {restarts} false alarms")
+    assert status == 200, answer
+    assert restarts == 0
+    assert slow_s >= 30
 
 
 async def test_r6_request_of_two_deaths_fails_and_its_neighbour_goes_on(stage: Stage) -> None:
@@ -201,6 +231,25 @@ async def test_r12_loop_of_kills_leaves_no_trace(stage: Stage) -> None:
     for (files, threads), (more_files, more_threads) in zip(before[:2], after[:2], strict=True):
         assert more_files <= files + 4
         assert more_threads <= threads + 4
+
+
+def test_r13_fuzzer_finds_no_fault_and_kills_no_worker(models: Path) -> None:
+    if not is_full():
+        pytest.skip("takes minutes: scripts/chaos --full; tests/router/test_openapi.py has it short")
+    examples = max(fuzz.EXAMPLES, 500)
+    serve = Serve(models, "[generation]\nmax_tokens = 2\n")
+    with contextlib.closing(serve):
+        serve.wait_ready()
+        workers, began_s = serve.children_named("worker"), time.monotonic()
+        fuzzer = subprocess.run(fuzz.command(serve.url, examples), capture_output=True, text=True, check=False)
+        took_s = time.monotonic() - began_s
+        cases = re.findall(r"\d+ generated, .*", fuzzer.stdout)
+        dead = [worker for worker in workers if not is_alive(worker)]
+        FIGURES.note(
+            "R13", f"{examples} examples an operation in {took_s:.0f} s: {' '.join(cases)}; {len(dead)} workers died"
+        )
+        assert fuzzer.returncode == 0, fuzzer.stdout[-6000:]
+        assert workers and not dead
 
 
 async def test_r14_overload_is_refused_at_once_with_a_time_to_come_back(stage: Stage) -> None:
@@ -311,14 +360,12 @@ async def test_r11_killed_router_is_replaced_and_the_model_stays(stage: Stage) -
     for _ in range(5 if is_full() else 1):
         stage.router().kill()
         killed_s = time.monotonic()
-        await asyncio.to_thread(wait_until, lambda: _is_listening(stage.serve.port), "listening router", 30)
-        listening_s = time.monotonic() - killed_s
         async with stage.session() as session:
             while (take := await stage.ask(session, bodies(1)[0])).error:
                 assert time.monotonic() - killed_s < 30, take.error
                 await asyncio.sleep(0.02)
         served_s = time.monotonic() - killed_s
-        FIGURES.note("R11", f"listens after {listening_s:.2f} s, an answer after {served_s:.2f} s")
+        FIGURES.note("R11", f"an answer after {served_s:.2f} s")
         assert is_alive(worker)
         assert stage.worker().pid == worker.pid
         assert served_s < 10  # 1 s on an idle machine
@@ -393,12 +440,6 @@ async def _until_unready(session: aiohttp.ClientSession, told_s: float) -> float
             break  # no new connection is taken: as good
         await asyncio.sleep(0.005)
     return time.monotonic() - told_s
-
-
-def _is_listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def _detail(table: Any, name: str) -> str:
