@@ -248,8 +248,7 @@ def test_r13_fuzzer_finds_no_fault_and_kills_no_worker(models: Path) -> None:
         dead = [worker for worker in workers if not is_alive(worker)]
         FIGURES.note(
             "R13",
-            f"{examples} examples an operation in {took_s:.0f} s: {' '.join(cases)}, {' '.join(faults)}; "
-            f"{len(dead)} workers died",
+            f"{examples} examples an operation in {took_s:.0f} s: {', '.join([*cases, *faults])}; {len(dead)} deaths",
         )
         # Without a network a model of the hub cannot be loaded, and 503 is the right answer to that.
         assert fuzzer.returncode == 0 or faults == {"hub_unreachable"}, fuzzer.stdout[-6000:]
