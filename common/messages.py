@@ -7,7 +7,7 @@ import msgspec
 
 from common.priority import Priority
 from common.sampling import Sampling, Speculation
-from common.states import WorkerState
+from common.states import Death, WorkerState
 
 PROTOCOL_VERSION = 1
 
@@ -375,7 +375,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One known model. `state` is its best worker's; `detail` says why it failed or what it waits for.
 
     `need_bytes` is what one more worker of it is expected to take; 0: not known. `last_used_at` is seconds since the
-    epoch; 0: never. It is unloaded when idle for `idle_unload_s`; 0: never.
+    epoch; 0: never. It is unloaded when idle for `idle_unload_s`; 0: never. With `gives_way` its workers leave for a
+    while only: what they do not finish goes on with their successors.
     """
 
     name: str
@@ -384,6 +385,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     pinned: bool = False
     restarts: int = 0
+    restarts_by_death: dict[Death, int] = {}
     retry_after_s: float | None = None
     facts: ModelFacts | None = None
     workers: tuple[WorkerEntry, ...] = ()
@@ -392,6 +394,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     need_bytes: int = 0
     last_used_at: float = 0.0
     idle_unload_s: float = 0.0
+    gives_way: bool = False
 
 
 class ModelTable(Message, frozen=True, kw_only=True):

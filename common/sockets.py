@@ -18,6 +18,7 @@ from common.wire import MAX_FRAME_BYTES
 
 MAX_IPC_PATH_BYTES = 103  # sun_path on macOS, less its closing zero
 SEND_QUEUE_MESSAGES = 10_000
+RECONNECT_MS = 50
 DATA_SOCKET = "data.ipc"
 CONTROL_SOCKET = "control.ipc"
 LOCK_FILE = "supervisor.lock"
@@ -101,8 +102,7 @@ def _dealer(context: zmq.asyncio.Context, identity: str) -> zmq.asyncio.Socket:
     socket = _with_options(context.socket(zmq.DEALER))
     socket.set(zmq.IDENTITY, identity.encode())
     socket.set(zmq.IMMEDIATE, 1)
-    socket.set(zmq.RECONNECT_IVL, 50)
-    socket.set(zmq.RECONNECT_IVL_MAX, 500)
+    socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)  # and no longer ones: a new router is found as soon as it is there
     return socket
 
 

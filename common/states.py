@@ -16,6 +16,15 @@ class WorkerState(StrEnum):
     FAILED = "failed"  # will not be retried until something changes
 
 
+class Death(StrEnum):
+    """Why a worker ended that nobody had told to end."""
+
+    CRASHED = "crashed"  # by an exit code
+    KILLED = "killed"  # by a signal from outside, or of its own fault
+    HUNG = "hung"
+    SILENT = "silent"  # said no hello in time
+
+
 LEGAL_EDGES: frozenset[tuple[WorkerState, WorkerState]] = frozenset(
     {
         (WorkerState.STOPPED, WorkerState.STARTING),

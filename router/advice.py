@@ -49,7 +49,7 @@ async def show(request: web.Request) -> web.Response:
     table = backend.directory.table
     found: list[Advice] = []
     for model in backend.directory.models:
-        loads = [load for w in model.workers if (load := backend.loads.get(w.identity))]
+        loads = backend.loads.of_model(model)
         found += on_model(model, ledger.models.get(model.name, ModelTotals()), loads, config)
     found += on_memory(backend.directory.models, table.memory_budget_bytes if table else 0)
     done = sum(totals.outcomes.total() for totals in ledger.models.values())

@@ -38,6 +38,7 @@ from router import balancer, verdict
 from router.control_client import ControlClient
 from router.data_socket import DataSocket, Progress
 from router.journal import Journal, LiveRequest
+from router.loads import Loads
 from router.model_table import check_hope, failure_of
 from router.names import Names, choose
 from router.observer import Observers
@@ -63,8 +64,7 @@ class Backend:
         self.names = names
         self.journal = Journal()
         self._prefixes = balancer.PrefixMemory()
-        self.loads: dict[str, Load] = {}  # newest report of each worker
-        self._stepped_s: dict[str, float] = {}  # when each worker was last seen to step, or to have nothing to do
+        self.loads = Loads()
         self._server = config.server
         self._socket = socket
         self._leaving: set[str] = set()  # workers last seen draining or stopping
@@ -129,10 +129,6 @@ class Backend:
     def count_waiting(self, model: str) -> int:
         return len(self.journal.waiting(model))
 
-    def step_age_s(self, model: ModelEntry, now_s: float) -> float | None:
-        """How long the slowest worker of `model` has not been seen to step; None without any."""
-        return max((now_s - at for w in model.workers if (at := self._stepped_s.get(w.identity))), default=None)
-
     def stop_waiting(self) -> None:
         """End what no worker has: the server is about to stop."""
         for request in self.journal:
@@ -190,10 +186,11 @@ class Backend:
         )
         self.journal.detach(request)
         self.observers.request_replayed(request.model, reason)
-        if request.attempts < MAX_ATTEMPTS:
+        cut_off = request.attempts - request.handovers
+        if cut_off < MAX_ATTEMPTS:
             self._await_worker(request)
             return
-        text = f"{request.attempts} attempts at this request were cut off; the last: {reason}"
+        text = f"{cut_off} attempts at this request were cut off; the last: {reason}"
         self._end(request, ModelUnavailable(text, retry_after_s=RETRY_AFTER_S))
 
     def _stop(self, request: LiveRequest, error: MlxspecError) -> None:
@@ -278,8 +275,7 @@ class Backend:
             if entry is None or entry.state not in SERVING_STATES:
                 self._on_worker_gone(identity)
         self._leaving = {i for i, w in workers.items() if w.state in (WorkerState.DRAINING, WorkerState.STOPPING)}
-        self.loads = {identity: load for identity, load in self.loads.items() if identity in workers}
-        self._stepped_s = {identity: at for identity, at in self._stepped_s.items() if identity in workers}
+        self.loads.keep(workers)
         self._unreachable.clear()
         for request in self.journal:
             request.refused_by = None
@@ -299,9 +295,11 @@ class Backend:
                 self._take_back(request, "worker_died")
 
     def _on_worker_left(self, unfinished: Sequence[LiveRequest]) -> None:
-        """A worker was made to stop before its requests were done: another takes them, if there is one."""
+        """A worker was made to stop before its requests were done: another takes them, now or when there is one."""
         for request in unfinished:
-            if self.directory.ready_workers(request.model):
+            entry = self.directory.find(request.model)
+            if (entry and entry.gives_way) or self.directory.ready_workers(request.model):
+                request.handovers += 1
                 self._take_back(request, "worker_stopped")
             else:
                 text = f"model {request.model!r} was unloaded before the request had finished"
@@ -332,17 +330,11 @@ class Backend:
             case Deltas():
                 self._on_deltas(sender, message)
             case Load():
-                self._on_load(sender, message)
+                self.loads.take(sender, message, time.monotonic())
             case Accepted() | Finished() | Failed():
                 request = self.journal.find(message.request_id, sender)
                 if request is not None:
                     self._on_progress(request, message)
-
-    def _on_load(self, worker: str, load: Load) -> None:
-        before = self.loads.get(worker)
-        if before is None or before.steps != load.steps or not load.running:
-            self._stepped_s[worker] = time.monotonic()
-        self.loads[worker] = load
 
     def _on_deltas(self, sender: str, message: Deltas) -> None:
         tokens = 0

@@ -4,9 +4,7 @@ import enum
 import os
 import resource
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,10 +15,10 @@ import psutil
 from common import config as configuration
 from common import openblas, paths, sockets
 from common.config import Config
+from common.mlx_facts import MachineFacts, ask_worker
 from router.service.definition import MAX_OPEN_FILES
 from router.units import in_binary_units, in_units
 
-FACTS_TIMEOUT_S = 90.0  # the first import of MLX after an installation is slow
 LEAST_DISK_BYTES = 5 << 30
 LEAST_MEMORY_BYTES = 4 << 30
 GIB = 1 << 30
@@ -41,18 +39,6 @@ class Check(msgspec.Struct, frozen=True):
     level: Level
     found: str
     advice: str = ""
-
-
-class MachineFacts(msgspec.Struct, frozen=True):
-    """What `python -m worker.machine` says."""
-
-    backend: str
-    description: str
-    can_fuse: bool
-    computes: bool
-    mlx: str
-    mlx_lm: str
-    working_set_bytes: int
 
 
 def check_mlx(facts: MachineFacts | str) -> Iterator[Check]:
@@ -81,23 +67,6 @@ def check_mlx(facts: MachineFacts | str) -> Iterator[Check]:
         yield Check(
             "compiler", Level.WARN, "no g++: MLX cannot fuse operations on the CPU", "install g++ (apt install g++)"
         )
-
-
-def ask_worker(env: Mapping[str, str] = os.environ, timeout_s: float = FACTS_TIMEOUT_S) -> MachineFacts | str:
-    """MLX's facts from a process with a worker's environment; or why it has none."""
-    command = [sys.executable, "-P", "-m", "worker.machine"]
-    try:
-        done = subprocess.run(
-            command, env=openblas.with_preload(env), capture_output=True, timeout=timeout_s, check=False
-        )
-        if done.returncode == 0:
-            return msgspec.json.decode(done.stdout, type=MachineFacts)
-    except subprocess.TimeoutExpired:
-        return f"MLX did not start within {timeout_s:g} s"
-    except msgspec.DecodeError as error:
-        return f"MLX said something odd: {error}"
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return f"MLX cannot be used: {lines[-1] if lines else _exit_text(done.returncode)}"
 
 
 def examine_mlx(ask: Callable[[Mapping[str, str]], MachineFacts | str] = ask_worker) -> list[Check]:
@@ -193,10 +162,6 @@ def running_server(run_dir: Path) -> int | None:
         return None
     is_there = pid > 0 and psutil.pid_exists(pid) and (run_dir / "config.json").is_file()
     return pid if is_there else None
-
-
-def _exit_text(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def _limit(count: int) -> str:

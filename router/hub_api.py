@@ -16,6 +16,7 @@ from router.app_keys import BACKEND, CONFIG, HUB
 from router.body import read_body
 from router.hub.ids import check_id, check_revision
 from router.hub.jobs import Job, JobState
+from router.hub.query import Query
 from router.hub.store import CacheStats, LocalModel, Problem, Store
 from router.hub.wishes import Wish
 from router.sse import KEEP_ALIVE_S, EventWriter
@@ -54,7 +55,7 @@ class VerifiedAnswer(Answer, frozen=True, kw_only=True):
 async def search(request: web.Request) -> web.Response:
     from router.hub import catalog  # slow to import, and seldom needed
 
-    query = await read_body(request, catalog.Query)
+    query = await read_body(request, Query)
     store = request.app[HUB].store
     return _models(await _in_thread(lambda: catalog.search(query, store)))
 

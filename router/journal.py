@@ -31,6 +31,7 @@ class LiveRequest:
     worker: str | None = None  # identity of the worker that has it; None while it waits
     wire_id: str = ""  # its id on that worker: a new one for each attempt
     attempts: int = 0
+    handovers: int = 0  # of these, those that ended because the worker left in good order
     deaths: int = 0  # workers that died while they had it
     is_isolated: bool = False
     tokens_at_death: int = 0
@@ -78,6 +79,7 @@ class LiveRequest:
             elapsed_s=now_s - self.started_s,
             first_token_s=self._first_token_after_s(),
             deaths=self.deaths,
+            replays=max(0, self.attempts - 1),
             usage=event.usage if isinstance(event, Ended) else None,
             timings=event.timings if isinstance(event, Ended) else None,
         )

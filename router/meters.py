@@ -24,7 +24,7 @@ class Meters:
         self._drafted = self._count("vllm:spec_decode_num_draft_tokens", "Draft tokens of finished requests")
         self._accepted = self._count("vllm:spec_decode_num_accepted_tokens", "Accepted draft tokens")
         self._errors = self._count("mlxspec_request_errors", "Requests that failed, by error code", "code")
-        self._replays = self._count("mlxspec_request_replays", "Requests sent to another worker", "outcome")
+        self._replays = self._count("mlxspec_request_replays", "Replays, by how their requests ended", "outcome")
         self._first_token = self._spread("vllm:time_to_first_token_seconds", "Arrival to first token", LATENCY_S)
         self._gap = self._spread("vllm:inter_token_latency_seconds", "Time between steps of a request", GAP_S)
         self._whole = self._spread("vllm:e2e_request_latency_seconds", "Arrival to end", LATENCY_S)
@@ -47,10 +47,12 @@ class Meters:
         self._step_size.labels(model).observe(tokens)
 
     def request_replayed(self, model: str, reason: str) -> None:
-        self._replays.labels(model, reason).inc()
+        pass
 
     def request_ended(self, record: EndRecord) -> None:
         model = record.model
+        if record.replays:
+            self._replays.labels(model, record.outcome).inc(record.replays)
         if record.first_token_s is not None:
             self._first_token.labels(model).observe(record.first_token_s)
         if record.is_error:

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.messages import Load, ModelEntry
+from common.messages import Load, ModelEntry, WorkerEntry
 from common.states import WorkerState
 from router.app_keys import METERS
 from router.backend import Backend
@@ -28,6 +28,10 @@ class ModelView:
     waiting: int
     step_age_s: float | None
 
+    @property
+    def workers(self) -> tuple[WorkerEntry, ...]:
+        return self.entry.workers
+
     def total(self, of: Callable[[Load], int]) -> int:
         """A figure of all its workers together."""
         return sum(of(load) for load in self.loads)
@@ -39,7 +43,10 @@ GAUGES: tuple[tuple[str, str, Figure], ...] = (
     ("vllm:num_requests_running", "Requests in a worker's batch", lambda m: m.total(lambda w: w.running)),
     ("vllm:num_requests_waiting", "Requests in a queue", lambda m: m.waiting + m.total(lambda w: w.waiting)),
     ("mlxspec_model_ready", "1 when loaded", lambda m: m.entry.state == WorkerState.READY),
-    ("mlxspec_memory_footprint_bytes", "Memory of its workers", lambda m: sum(_footprints(m.entry))),
+    ("vllm:kv_cache_usage_perc", "Part of its memory for keys and values in use", lambda m: _kv_usage(m.entry)),
+    ("mlxspec_memory_footprint_bytes", "Memory of its workers", lambda m: sum(w.footprint_bytes for w in m.workers)),
+    ("mlxspec_memory_active_bytes", "Memory of live arrays", lambda m: sum(w.active_bytes for w in m.workers)),
+    ("mlxspec_memory_cache_bytes", "Memory that MLX keeps", lambda m: sum(w.cache_bytes for w in m.workers)),
     ("mlxspec_kv_bytes", "Size of its KV caches", lambda m: m.total(lambda w: w.kv_bytes)),
     ("mlxspec_prefix_cache_bytes", "Size of the prefix cache", lambda m: m.total(lambda w: w.prefix_bytes)),
     ("mlxspec_parked_rows", "Rows that draft nothing at present", lambda m: m.total(lambda w: w.parked)),
@@ -52,7 +59,6 @@ COUNTERS: tuple[tuple[str, str, Figure], ...] = (
     ("vllm:prefix_cache_hits", "Tokens that the prefix cache had", lambda m: m.total(lambda w: w.prefix_tokens)),
     ("vllm:spec_decode_num_drafts", "Drafts that were verified", lambda m: m.total(_drafts)),
     ("mlxspec_prefix_cache_evictions", "Spans dropped for room", lambda m: m.total(lambda w: w.prefix_evictions)),
-    ("mlxspec_worker_restarts", "Workers that died", lambda m: m.entry.restarts),
 )
 
 
@@ -69,9 +75,11 @@ class LiveCollector(Collector):
         for name, text, figure in COUNTERS:
             yield _fill(CounterMetricFamily(name, text, labels=MODEL), models, figure)
         yield from _drafters(models)
-        table = self._backend.directory.table
-        budget = table.memory_budget_bytes if table else 0
-        yield GaugeMetricFamily("mlxspec_memory_budget_bytes", "Limit for all models", value=budget)
+        yield _restarts(models)
+        if table := self._backend.directory.table:
+            budget, pressure = table.memory_budget_bytes, table.memory_pressure
+            yield GaugeMetricFamily("mlxspec_memory_budget_bytes", "Limit for all models", value=budget)
+            yield GaugeMetricFamily("mlxspec_memory_pressure_level", "1 normal, 2 short, 4 critical", value=pressure)
         ignored = CounterMetricFamily("mlxspec_ignored_frames", "Frames that are no message", labels=["reason"])
         for reason, count in self._backend.observers.ignored_frames.items():
             ignored.add_metric([reason], count)
@@ -82,9 +90,9 @@ class LiveCollector(Collector):
         return [
             ModelView(
                 entry=model,
-                loads=tuple(load for w in model.workers if (load := backend.loads.get(w.identity))),
+                loads=tuple(backend.loads.of_model(model)),
                 waiting=backend.count_waiting(model.name),
-                step_age_s=backend.step_age_s(model, now_s),
+                step_age_s=backend.loads.step_age_s(model, now_s),
             )
             for model in backend.directory.models
         ]
@@ -95,6 +103,15 @@ def _fill(family: Metric, models: list[ModelView], figure: Figure) -> Metric:
     for model in models:
         if (value := figure(model)) is not None:
             family.add_metric([model.entry.name], value)
+    return family
+
+
+def _restarts(models: list[ModelView]) -> Metric:
+    name, text = "mlxspec_worker_restarts", "Workers that followed a dead one"
+    family = CounterMetricFamily(name, text, labels=[*MODEL, "reason"])
+    for model in models:
+        for reason, count in model.entry.restarts_by_death.items():
+            family.add_metric([model.entry.name, reason], count)
     return family
 
 
@@ -114,8 +131,9 @@ def _drafters(models: list[ModelView]) -> Iterator[Metric]:
     yield from (drafted, accepted, by_place)
 
 
-def _footprints(model: ModelEntry) -> Iterator[int]:
-    return (worker.footprint_bytes for worker in model.workers)
+def _kv_usage(model: ModelEntry) -> float | None:
+    limit = sum(worker.kv_limit_bytes for worker in model.workers)
+    return sum(worker.kv_bytes for worker in model.workers) / limit if limit else None
 
 
 def _speedup(loads: tuple[Load, ...]) -> float | None:

@@ -18,6 +18,7 @@ class EndRecord:
     elapsed_s: float
     first_token_s: float | None
     deaths: int
+    replays: int = 0  # times that it was sent to another worker
     usage: Usage | None = None
     timings: Timings | None = None
 

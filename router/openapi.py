@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from router.answers import ErrorAnswer
-from router.hub.catalog import Query
+from router.hub.query import Query
 from router.hub_api import DownloadBody
 from router.schemas import (
     AliasBody,

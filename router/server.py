@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from common import saved_state
 from common.config import Config
@@ -50,8 +52,23 @@ def init_app(config: Config, backend: Backend, keys: Keys = Keys()) -> web.Appli
     return app
 
 
+class _Discretion(logging.Filter):
+    """Tells of a request that cannot be read without quoting it: there may be a key in it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.msg, record.args = f"request cannot be read {fields(error=type(error).__name__)}", None
+            record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
+        return True
+
+
+_DISCRETION = _Discretion()
+
+
 def make_runner(app: web.Application) -> web.AppRunner:
     """The server around the application. A connection that sends no whole request head in time is closed."""
+    server_logger.addFilter(_DISCRETION)
     return web.AppRunner(
         app,
         handle_signals=False,

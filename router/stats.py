@@ -112,7 +112,7 @@ async def show(request: web.Request) -> web.Response:
                 model.name: _model(
                     model,
                     ledger.models.get(model.name, ModelTotals()),
-                    [load for w in model.workers if (load := backend.loads.get(w.identity))],
+                    backend.loads.of_model(model),
                     live=sum(live.model == model.name for live in backend.journal),
                     waiting=backend.count_waiting(model.name),
                 )

@@ -21,7 +21,7 @@ def facts() -> dict[str, Any]:
         "computes": total == 512,
         "mlx": importlib.metadata.version("mlx"),
         "mlx_lm": importlib.metadata.version("mlx-lm"),
-        "working_set_bytes": int(info.get("max_recommended_working_set_size", 0)),
+        "working_set_bytes": int(info.get("max_recommended_working_set_size", info.get("total_memory", 0))),
     }
 
 

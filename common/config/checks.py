@@ -71,6 +71,7 @@ _MAY_BE_ZERO = {
     "memory_limit_gb",
     "draft_layers_ratio",
     "idle_unload_s",
+    "turn_s",
 }
 
 

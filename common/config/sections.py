@@ -86,6 +86,7 @@ class SupervisorConfig(Section, frozen=True, kw_only=True):
     hang_timeout_s: float = 9.0
     compile_timeout_s: float = 120.0
     idle_unload_s: float = 0.0
+    turn_s: float = 30.0
 
 
 class HubConfig(Section, frozen=True, kw_only=True):

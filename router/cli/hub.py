@@ -81,7 +81,8 @@ def _add_download(verbs: Verbs) -> None:
 
 
 def run_search(options: argparse.Namespace, output: Output) -> int:
-    from router.hub.catalog import Query, search
+    from router.hub.catalog import search
+    from router.hub.query import Query
 
     query = Query(
         query=" ".join(options.words),

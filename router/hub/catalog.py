@@ -14,13 +14,11 @@ from router.hub import failures, fit
 from router.hub.files import needed_files
 from router.hub.fit import Drafters, Fit
 from router.hub.ids import check_id, check_revision
+from router.hub.query import Query, check_query
 from router.hub.store import UNKNOWN, FileRecord, Store, quantization_of, read_origin
 
 disable_progress_bars()
 
-SORTS = ("downloads", "likes", "trending_score", "last_modified", "created_at")
-TASKS = ("text-generation", "any")
-MAX_RESULTS = 100
 NAMESAKES = 5  # of a model that has a draft head: how many are looked at
 TIMEOUT_S = 15.0
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -35,21 +33,6 @@ _EXPAND = [
     "gated",
     "pipeline_tag",
 ]
-
-
-class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to look for. `library` "mlx" alone, "any" for all; by default MLX models come first.
-
-    `max_size_gb` counts the files' bytes; models of unknown size are left out by it.
-    """
-
-    query: str = ""
-    task: str = "text-generation"
-    library: str = "mlx-first"
-    sort: str = "downloads"
-    license: str | None = None
-    max_size_gb: float | None = None
-    limit: int = 20
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,22 +70,6 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     fit: Fit
     drafters: Drafters
     local_path: str | None
-
-
-def check_query(query: Query) -> None:
-    """Raise `InvalidValue` for what cannot be looked for."""
-    if query.sort not in SORTS:
-        raise InvalidValue(f"sort is {query.sort!r}; possible: {', '.join(SORTS)}", param="sort")
-    if query.task not in TASKS:
-        raise InvalidValue(f"task is {query.task!r}; possible: {', '.join(TASKS)}", param="task")
-    if query.library not in ("mlx", "mlx-first", "any"):
-        raise InvalidValue(f"library is {query.library!r}; possible: mlx, mlx-first, any", param="library")
-    if not 1 <= query.limit <= MAX_RESULTS:
-        raise InvalidValue(f"limit is {query.limit}; it must lie in [1, {MAX_RESULTS}]", param="limit")
-    if query.max_size_gb is not None and not query.max_size_gb > 0:
-        raise InvalidValue(f"max_size_gb is {query.max_size_gb}; it must be positive", param="max_size_gb")
-    if len(query.query) > 200:
-        raise InvalidValue(f"query has {len(query.query)} characters; at most 200 are allowed", param="query")
 
 
 def search(query: Query, store: Store) -> list[Found]:

@@ -10,7 +10,8 @@ from common.errors import Conflict, InvalidRequest, MlxspecError, ModelNotFound,
 from common.logs import fields
 from common.messages import EnsureModel, Pin, Reload, Reply, Status, Unload
 from common.states import WorkerState
-from router.supervisor.fleet import Fleet, Post
+from router.supervisor.bulletin import Post
+from router.supervisor.fleet import Fleet
 from router.supervisor.model import Model
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,7 @@ class CallDesk:
 def _describe_model(model: Model) -> str:
     beat = model.best.heartbeat
     pulse = f" phase={beat.phase} loop_seq={beat.loop_seq}" if beat else ""
-    restarts = sum(worker.machine.restarts for worker in model.workers)
-    return f"{model.name} {model.state} restarts={restarts}{pulse} {model.detail}".rstrip()
+    return f"{model.name} {model.state} restarts={model.restarts.total()}{pulse} {model.detail}".rstrip()
 
 
 def _looks_like_hub_id(path: str) -> bool:

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from common import config as configuration
 from common.config import Config, ModelConfig
@@ -18,38 +17,28 @@ from common.footprint import PROCESS_BYTES
 from common.logs import fields
 from common.messages import (
     PROTOCOL_VERSION,
-    Drain,
     Exit,
     Heartbeat,
-    Message,
     ModelEntry,
     ModelTable,
     StateChanged,
     WorkerHello,
 )
 from common.states import WorkerState
-from router.supervisor import machine, memory, policy, process
+from router.supervisor import machine, memory, policy
 from router.supervisor.budget import Budget
-from router.supervisor.control import differs_in_substance
+from router.supervisor.bulletin import Bulletin, Post
+from router.supervisor.hands import Hands
 from router.supervisor.launcher import Launcher
 from router.supervisor.machine import Action
-from router.supervisor.model import ALWAYS, NEVER, Model, slug
+from router.supervisor.model import ALWAYS, NEVER, Model
 from router.supervisor.worker import Worker
 
 log = logging.getLogger(__name__)
 
-FIGURES_EVERY_S = 1.0  # how often a table is sent that differs in heartbeat figures only
 LEAST_WAIT_S = 0.05  # for what was due already and still waits for room
 GLANCE_EVERY_S = 0.5  # at pulses and the machine's memory
 Clock = Callable[[], float]
-
-
-class Post(Protocol):
-    """Where messages go; `ControlSocket` in life."""
-
-    def send(self, identity: str, message: Message) -> bool: ...
-
-    def publish(self, table: ModelTable) -> ModelTable: ...
 
 
 class Fleet:
@@ -70,12 +59,10 @@ class Fleet:
         self.clock = clock
         self.is_stopping = False
         self.is_empty = asyncio.Event()  # no process is left
-        self._post, self._launcher, self._show = post, launcher, show
+        self._post, self._bulletin = post, Bulletin(post, show)
+        self._hands = Hands(post, launcher, self.on_exit, self.nudge)
         self._started_at = time.time()
-        self._by_identity: dict[str, Worker] = {}
         self._nudged = asyncio.Event()
-        self._published: tuple[ModelEntry, ...] | None = None
-        self._published_at = NEVER
         self.discover()
         self.default_model = configuration.default_model(config, configuration.discover_models(config))
 
@@ -125,10 +112,20 @@ class Fleet:
     def unload(self, model: Model) -> None:
         """Nobody wants it any more: drain its workers and end them."""
         model.wanted_until = NEVER
-        self.drain(model)
+        self._drain(model, gives_way=False)
 
-    def drain(self, model: Model) -> None:
+    def renew(self, model: Model) -> None:
         """Let its workers finish and go; if somebody wants it, others follow."""
+        self._drain(model, gives_way=True)
+
+    def _make_way(self, model: Model, other: str) -> None:
+        """Let it go for another one; if requests wait for it, it comes back in its turn."""
+        log.info("evicting %s", fields(model=model.name, to_make_room_for=other))
+        model.wanted_until = NEVER
+        self._drain(model, gives_way=True)
+
+    def _drain(self, model: Model, *, gives_way: bool) -> None:
+        model.gives_way = gives_way
         for worker in model.workers:
             worker.note = ""
             self._apply(worker, machine.DrainAsked())
@@ -154,7 +151,7 @@ class Fleet:
     # --- what workers say -----------------------------------------------------------------------------
 
     def on_hello(self, sender: str, hello: WorkerHello) -> None:
-        worker = self._by_identity.get(sender)
+        worker = self._hands.living.get(sender)
         if worker is None or hello.identity != sender or hello.token != worker.token:
             log.warning("stranger refused %s", fields(sender=sender, pid=hello.pid))
         elif hello.version != PROTOCOL_VERSION:
@@ -188,13 +185,12 @@ class Fleet:
     def on_exit(self, worker: Worker, code: int, detail: str) -> None:
         """Its process was reaped."""
         log.info("worker gone %s", fields(identity=worker.identity, code=code, detail=detail))
-        self._by_identity.pop(worker.identity, None)
-        worker.child, worker.is_connected, worker.heartbeat, worker.note = None, False, None, ""
+        self._hands.bury(worker)
         self._apply(worker, machine.Exited(code, detail))
 
     def _speaker(self, sender: str) -> Worker | None:
         """The living, greeted worker of this name; None for strangers and old generations."""
-        worker = self._by_identity.get(sender)
+        worker = self._hands.living.get(sender)
         if worker is None or not worker.is_connected:
             log.debug("frame of no living worker ignored %s", fields(sender=sender))
             return None
@@ -229,7 +225,7 @@ class Fleet:
             self._serve_queue(now)
         if not any(worker.has_process for worker in self.workers):
             self.is_empty.set()
-        self._publish(now)
+        self._bulletin.tell(self._table(), now)
         self._tell_gone()
 
     def stop(self) -> None:
@@ -246,7 +242,7 @@ class Fleet:
         """End all workers at once."""
         self.stop()
         for worker in self.workers:
-            self._act(worker, Action.KILL)
+            self._hands.do(worker, Action.KILL)
 
     def used_bytes(self) -> int:
         return sum(model.charge_bytes() for model in self.models.values())
@@ -284,13 +280,14 @@ class Fleet:
         now = self.clock()
         times = [w.machine.deadline for w in self.workers if w.machine.deadline is not None]
         times += [m.wanted_until for m in self.models.values() if now < m.wanted_until < ALWAYS]
-        times += [self._published_at + FIGURES_EVERY_S] if self._published != self._entries() else []
+        times += [due] if (due := self._bulletin.due_at(self._entries())) < ALWAYS else []
         times += [now + GLANCE_EVERY_S] if any(w.has_process for w in self.workers) else []
         return max(LEAST_WAIT_S, min(times) - now) if times else None
 
     def _serve_queue(self, now: float) -> None:
         """Load whoever is first in the queue and fits; nobody overtakes a first one that has to wait."""
-        queue = policy.in_order(c for model in self.models.values() for c in model.candidates(now))
+        turn_s = self.config.supervisor.turn_s
+        queue = policy.in_order(c for model in self.models.values() for c in model.candidates(now, turn_s))
         blocker = ""
         for candidate in queue:
             worker = self.models[candidate.name].workers[candidate.worker]
@@ -302,7 +299,8 @@ class Fleet:
 
     def _admit(self, worker: Worker, candidate: policy.Candidate, now: float) -> str:
         """Start it, reject it, or make room; returns what it waits for, or nothing."""
-        residents = [m.resident(now) for m in self.models.values() if m.has_process]
+        turn_s = self.config.supervisor.turn_s
+        residents = [m.resident(now, turn_s) for m in self.models.values() if m.has_process]
         match policy.decide(candidate, residents, self.budget.total_bytes):
             case policy.Admit():
                 self._apply(worker, machine.Start())
@@ -311,8 +309,7 @@ class Fleet:
                 self._apply(worker, machine.Rejected(detail))
             case policy.Evict(names):
                 for name in names:
-                    log.info("evicting %s", fields(model=name, to_make_room_for=candidate.name))
-                    self.unload(self.models[name])
+                    self._make_way(self.models[name], candidate.name)
                 return f"waits for memory: {', '.join(names)} must be unloaded first"
             case policy.Wait(detail):
                 return detail
@@ -324,7 +321,7 @@ class Fleet:
         before = worker.machine
         worker.machine, actions = machine.step(before, event, self.clock(), random.random(), self.config.supervisor)
         for action in actions:
-            self._act(worker, action)
+            self._hands.do(worker, action)
         if worker.state is not before.state:
             self._entered(worker, before.state)
             self.nudge()
@@ -334,6 +331,8 @@ class Fleet:
         detail = worker.note or worker.machine.detail or None
         log.info("worker of %s is %s %s", model.name, worker.state, fields(was=before, detail=detail))
         match worker.state:
+            case WorkerState.STARTING if before is WorkerState.BACKOFF and worker.machine.death:
+                model.restarts[worker.machine.death] += 1
             case WorkerState.READY:
                 self._became_ready(worker)
             case WorkerState.FAILED if model.state is WorkerState.FAILED:
@@ -358,55 +357,14 @@ class Fleet:
             if self._post.send(worker.identity, limits):
                 worker.limits = limits
 
-    def _act(self, worker: Worker, action: Action) -> None:
-        match action:
-            case Action.SPAWN:
-                self._spawn(worker)
-            case Action.SEND_DRAIN:
-                self._tell(worker, Drain())
-            case Action.SEND_EXIT:
-                self._tell(worker, Exit())
-            case Action.ABORT if worker.child:
-                log.error("worker %s %s", worker.identity, worker.machine.detail)
-                worker.child.abort()
-            case Action.KILL if worker.child:
-                worker.child.kill()
-
-    def _tell(self, worker: Worker, order: Drain | Exit) -> None:
-        """By message if it listens, else by signal."""
-        if not (worker.is_connected and self._post.send(worker.identity, order)) and worker.child:
-            worker.child.terminate()
-
-    def _spawn(self, worker: Worker) -> None:
-        model = worker.model
-        model.generations += 1
-        identity = f"{slug(model.name)}#{model.generations}"
-        worker.born(model.generations, identity, process.new_token(), time.time())
-        self._by_identity[worker.identity] = worker
-        self._launcher.launch(worker, self._on_spawned, self.on_exit)
-
-    def _on_spawned(self, worker: Worker) -> None:
-        if worker.state is WorkerState.STOPPING and worker.child:  # told to go before it was there
-            worker.child.kill()
-        self.nudge()
-
     # --- telling everybody ----------------------------------------------------------------------------
 
-    def _publish(self, now: float) -> None:
-        entries = self._entries()
-        if entries == self._published:
-            return
-        is_news = self._published is None or differs_in_substance(self._published, entries)
-        if is_news or now >= self._published_at + FIGURES_EVERY_S:
-            self._published, self._published_at = entries, now
-            self._show(self._post.publish(self._table(entries)))
-
-    def _table(self, entries: tuple[ModelEntry, ...]) -> ModelTable:
+    def _table(self) -> ModelTable:
         return ModelTable(
             revision=0,
             default_model=self.default_name(),
             memory_budget_bytes=self.budget.total_bytes,
-            models=entries,
+            models=self._entries(),
             memory_used_bytes=self.used_bytes(),
             memory_pressure=self.budget.pressure,
             started_at=self._started_at,

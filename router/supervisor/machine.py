@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from common.config import SupervisorConfig
-from common.states import LEGAL_EDGES, ExitCode, WorkerState
+from common.states import LEGAL_EDGES, Death, ExitCode, WorkerState
 
 ABORT_GRACE_S = 2.0  # for writing down where all threads stand
 JITTER = 0.25  # a delay is up to this much longer, so that workers which died together do not return together
@@ -42,6 +42,7 @@ class Machine:
     deadline: float | None = None
     crashes: int = 0  # in a row, without a stable time in between
     restarts: int = 0
+    death: Death | None = None  # the latest
     failure: Failure | None = None
     verdict: Failure | None = None  # decided already, takes effect when the process is gone
     is_hung: bool = False  # told to die for standing still; `detail` says how
@@ -259,7 +260,7 @@ def _reaped(machine: Machine, code: int, detail: str, now: float, random: float,
         return _stopped(machine, now)
     if failure := machine.verdict or _FAILURES.get(code):
         return _fail(machine, failure, machine.detail if machine.verdict else detail, now)
-    was_late = machine.is_hung or (machine.state is WorkerState.STARTING and machine.deadline is None)
+    death = _death(machine, code)
     was_stable = machine.state is WorkerState.READY and now - machine.since >= limits.stable_after_s
     crashes = 1 if was_stable else machine.crashes + 1
     delay = restart_delay(crashes, limits, random)
@@ -269,8 +270,17 @@ def _reaped(machine: Machine, code: int, detail: str, now: float, random: float,
         now,
         deadline=now + delay,
         crashes=crashes,
-        detail=machine.detail if was_late else detail,
+        death=death,
+        detail=machine.detail if death in (Death.HUNG, Death.SILENT) else detail,
     )
+
+
+def _death(machine: Machine, code: int) -> Death:
+    if machine.is_hung:
+        return Death.HUNG
+    if machine.state is WorkerState.STARTING and machine.deadline is None:
+        return Death.SILENT
+    return Death.KILLED if code < 0 else Death.CRASHED
 
 
 def _fail(machine: Machine, failure: Failure, detail: str, now: float) -> Machine:

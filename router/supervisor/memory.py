@@ -26,11 +26,12 @@ from common.footprint import (
     served_form,
 )
 from common.messages import Heartbeat, ModelFacts
+from common.mlx_facts import cuda_bytes
 from router.supervisor import pressure
 
 METAL_SHARE_SMALL, METAL_SHARE = 2 / 3, 3 / 4  # what macOS recommends to wire at most, up to 36 GB and above
 SMALL_MAC_BYTES = 36 * GIB
-METAL_RESERVE_BYTES = GIB  # for the system's own use of the GPU
+GPU_RESERVE_BYTES = GIB  # for the system's own use of the GPU
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _DTYPE_BYTES = {
     "F64": 8,
@@ -50,12 +51,14 @@ Header = Mapping[str, Any]
 
 
 def budget(config: SupervisorConfig) -> int:
-    """Bytes that all workers together may use: as configured, else what the machine can spare."""
+    """Bytes that all workers together may use: as configured, else what the machine, or its GPU, can spare."""
     if config.memory_limit_gb > 0:
         return int(config.memory_limit_gb * GIB)
     total = psutil.virtual_memory().total
     if sys.platform == "darwin":
         return metal_budget(total, pressure.read_sysctl("iogpu.wired_limit_mb"))
+    if gpu_bytes := cuda_bytes():
+        return less_reserve(gpu_bytes)
     return ram_budget(total, _read_text(CONTAINER_LIMIT))
 
 
@@ -63,7 +66,12 @@ def metal_budget(total_bytes: int, wired_limit_mb: int) -> int:
     """Metal's recommended working set, or the limit that the machine's owner has set, less a reserve."""
     share = METAL_SHARE_SMALL if total_bytes <= SMALL_MAC_BYTES else METAL_SHARE
     working_set = wired_limit_mb * 2**20 or int(share * total_bytes)
-    return max(working_set - METAL_RESERVE_BYTES, working_set // 2)
+    return less_reserve(working_set)
+
+
+def less_reserve(gpu_bytes: int) -> int:
+    """What models may have of a GPU's memory."""
+    return max(gpu_bytes - GPU_RESERVE_BYTES, gpu_bytes // 2)
 
 
 def ram_budget(total_bytes: int, container_limit: str = "") -> int:

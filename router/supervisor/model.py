@@ -3,16 +3,19 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from common.config import ModelConfig
 from common.messages import ModelEntry, ModelFacts
-from common.states import WorkerState
+from common.states import Death, WorkerState
 from router.supervisor.machine import is_leaving
 from router.supervisor.policy import Candidate, Resident
 from router.supervisor.worker import Worker
 
+TURN_LOADS = 4  # a turn is at least so many times as long as loading took, so that swapping stays a small part
+LINGER_S = 1.0  # a model is idle when nobody has used it for so long: between two requests of a client it is busy
 UNSERVED_GRACE_S = 10.0  # how long a model that was loaded for a request may not be evicted before it has served it
 NEVER, ALWAYS = -math.inf, math.inf
 _BEST_FIRST = (
@@ -37,10 +40,12 @@ class Model:
     pinned: bool = False
     workers: list[Worker] = field(default_factory=list)
     generations: int = 0  # workers spawned so far
+    restarts: Counter[Death] = field(default_factory=Counter)  # those that followed a death
 
     wanted_until: float = NEVER
     asked_at: float = 0.0
     is_awaited: bool = False
+    gives_way: bool = False  # it leaves, but what it does not finish goes on when it is back
     is_removed: bool = False  # not configured any more: to be forgotten when it has no process
 
     need_bytes: int | None = None
@@ -102,7 +107,7 @@ class Model:
         while len(self.workers) < replicas:
             self.workers.append(Worker(self))
 
-    def candidates(self, now: float) -> Iterable[Candidate]:
+    def candidates(self, now: float, turn_s: float = 0.0) -> Iterable[Candidate]:
         """Its workers that want to start. Others than the first do not hold up anybody."""
         if self.is_removed or not self.is_wanted(now):
             return
@@ -115,21 +120,30 @@ class Model:
                     asked_at=self.asked_at,
                     is_restart=worker.state is WorkerState.BACKOFF and not has_one,
                     is_extra=has_one,
+                    is_due=self._has_waited(worker, now, turn_s),
                     worker=number,
                 )
                 has_one = True
 
-    def resident(self, now: float) -> Resident:
+    def _has_waited(self, worker: Worker, now: float, turn_s: float) -> bool:
+        is_urgent = self.is_awaited or worker.state is WorkerState.BACKOFF
+        return is_urgent and 0 < turn_s <= now - max(self.asked_at, worker.machine.since)
+
+    def resident(self, now: float, turn_s: float = 0.0) -> Resident:
         states = [worker.state for worker in self.workers if worker.has_process]
+        ready_since = max((w.machine.since for w in self.workers if w.state is WorkerState.READY), default=now)
+        turn_s = max(turn_s, TURN_LOADS * self.facts.load_s if self.facts else 0.0)
         return Resident(
             name=self.name,
             charge_bytes=self.charge_bytes(),
             last_used=self.last_used,
             is_ready=WorkerState.READY in states,
-            is_busy=self.is_busy,
+            is_busy=self.is_busy or now < self.last_used + LINGER_S,
             is_pinned=self.pinned,
             is_awaited=self.is_awaited and now < self.last_used + UNSERVED_GRACE_S,
             is_leaving=all(is_leaving(state) for state in states),
+            ready_since=ready_since,
+            has_had_turn=now - ready_since >= turn_s,
         )
 
     def entry(self, idle_unload_s: float) -> ModelEntry:
@@ -142,7 +156,8 @@ class Model:
             state=self.state,
             detail=self.detail,
             pinned=self.pinned,
-            restarts=sum(worker.machine.restarts for worker in self.workers),
+            restarts=self.restarts.total(),
+            restarts_by_death=dict(self.restarts),
             retry_after_s=round((machine.deadline or 0.0) - machine.since, 1) if is_delayed else None,
             facts=self.facts,
             workers=tuple(worker.entry() for worker in self.workers if worker.has_process),
@@ -151,6 +166,7 @@ class Model:
             need_bytes=self.need_bytes or 0,
             last_used_at=self.last_used_at,
             idle_unload_s=idle_unload_s,
+            gives_way=self.gives_way,
         )
 
 

@@ -1,7 +1,8 @@
 """Who may be loaded and who has to go: pure decisions over a picture of the fleet.
 
 Up to 85 % of the budget a model is loaded as it is; above it idle models make room, least recently used
-first; above 95 % nothing is loaded. One eviction serves everybody who waits for its memory.
+first; above 95 % nothing is loaded. One eviction serves everybody who waits for its memory. Busy models take turns
+with those that requests wait for.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +28,22 @@ class Resident:
     is_pinned: bool = False
     is_awaited: bool = False  # loaded for a waiting request that it has not served yet
     is_leaving: bool = False
+    ready_since: float = 0.0
+    has_had_turn: bool = False  # loaded for so long that even if busy it may be told to make room
 
     @property
     def may_go(self) -> bool:
-        return self.is_ready and not (self.is_busy or self.is_pinned or self.is_awaited or self.is_leaving)
+        return self.may_give_way and not self.is_busy
+
+    @property
+    def may_give_way(self) -> bool:
+        is_held = self.is_pinned or self.is_awaited or self.is_leaving
+        return self.is_ready and not is_held and (self.has_had_turn or not self.is_busy)
+
+    @property
+    def seniority(self) -> tuple[bool, float, str]:
+        """Who goes first: the idle, least recently used, then the busy, longest loaded."""
+        return self.is_busy, self.ready_since if self.is_busy else self.last_used, self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,7 @@ class Candidate:
     asked_at: float = 0.0
     is_restart: bool = False
     is_extra: bool = False
+    is_due: bool = False  # a request has waited for it for a whole turn
     worker: int = 0
 
 
@@ -92,19 +106,21 @@ def decide(candidate: Candidate, residents: Sequence[Resident], budget_bytes: in
     if used + need <= soft:
         return Admit()
     staying = used - sum(r.charge_bytes for r in residents if r.is_leaving)
-    for limit in (soft, hard):
+    idle = [r for r in residents if r.may_go]
+    expendable = [r for r in residents if r.may_give_way] if candidate.is_due else idle
+    for limit, pool in ((soft, idle), (hard, idle), (hard, expendable)):
         if staying + need <= limit:
             return Admit() if used + need <= limit else Wait(_waits_for_leaving(residents))
-        victims = choose_victims(residents, staying + need - limit)
+        victims = choose_victims(pool, staying + need - limit)
         if victims and not candidate.is_extra:
             return Evict(victims)
     return Wait(_waits_for_busy(need, max(0, hard - used), residents))
 
 
-def choose_victims(residents: Iterable[Resident], excess_bytes: int) -> tuple[str, ...]:
-    """The least recently used idle models that together hold `excess_bytes`; none if all together do not."""
+def choose_victims(expendable: Iterable[Resident], excess_bytes: int) -> tuple[str, ...]:
+    """The first of them to go that together hold `excess_bytes`; none if all together do not."""
     chosen: list[Resident] = []
-    for resident in sorted((r for r in residents if r.may_go), key=lambda r: (r.last_used, r.name)):
+    for resident in sorted(expendable, key=lambda r: r.seniority):
         if sum(c.charge_bytes for c in chosen) >= excess_bytes:
             break
         chosen.append(resident)
@@ -128,12 +144,13 @@ def overdrawn(residents: Sequence[Resident], budget_bytes: int) -> tuple[str, ..
     excess = staying - int(HARD_SHARE * budget_bytes)
     if excess <= 0:
         return ()
-    return choose_victims(residents, excess) or tuple(r.name for r in residents if r.may_go)
+    idle = [r for r in residents if r.may_go]
+    return choose_victims(idle, excess) or tuple(r.name for r in idle)
 
 
 def longest_idle(residents: Iterable[Resident]) -> tuple[str, ...]:
     """The least recently used model that may go: under pressure they leave one by one."""
-    idle = sorted((r for r in residents if r.may_go), key=lambda r: (r.last_used, r.name))
+    idle = sorted((r for r in residents if r.may_go), key=lambda r: r.seniority)
     return tuple(r.name for r in idle[:1])
 
 

@@ -35,7 +35,7 @@ def _adopt(fleet: Fleet, model: Model, settings: ModelConfig, *, must_restart: b
     if must_restart or differ_for_workers(before, settings):
         model.measured_bytes = 0
         fleet.reconsider(model)
-        fleet.drain(model)
+        fleet.renew(model)
     if not (before.pin or before.preload):
         _keep_loaded(fleet, model)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,11 @@ class Serve:
             return response.status, json.loads(response.read() or b"{}")
         finally:
             connection.close()
+
+    def read(self, path: str) -> str:
+        """A page that is no JSON."""
+        with urllib.request.urlopen(self.url + path, timeout=START_TIMEOUT_S) as response:
+            return bytes(response.read()).decode()
 
     def ask(self, prompt: str = "What is the capital of France?") -> tuple[int, str]:
         """A short greedy answer."""

@@ -7,8 +7,10 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,30 @@ from typing import Any
 import aiohttp
 import psutil
 
-from tests.e2e.server import Serve, is_alive, wait_until
+from tests.e2e.server import TOP, Serve, is_alive, wait_until
 
 CLIENTS = 8
+MOST_WARM_UPS = 30
 PROMPTS = ("alpha beta", "one two three one two three", "the river", "a b c a b c a b c", "copper and tin", "snow")
 LONG = {"prompt": "a b c d", "temperature": 0, "stream": True, "raw": True, "ignore_eos": True}
 DRAFTERS = ("auto", "none", "suffix", "ngram", "layers")
-CONFIG = """
+
+
+def is_demo() -> bool:
+    """Whether the demo model is to serve instead of the tiny one (`scripts/chaos --demo`)."""
+    return os.environ.get("MLXSPEC_CHAOS_DEMO") == "1"
+
+
+MOST_REQUESTS = 100  # in the server at once
+# Memory is short, so that MLX's buffers and the prefix cache reach their limits within a warm-up.
+CONFIG = f"""
 [server]
-max_concurrent_requests = 48
+max_concurrent_requests = {MOST_REQUESTS}
+[engine]
+prefix_cache_gb = 0.001
 [supervisor]
 immediate_restarts = 100000
+memory_limit_gb = {3.0 if is_demo() else 1.5}
 """
 
 
@@ -60,12 +75,28 @@ class Take:
         return self.text, self.end, self.error
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a worker; live arrays (`active`, prefixes among them) and MLX's buffers are parts of its footprint."""
+
+    footprint: int
+    active: int
+    cache: int
+    prefixes: int
+
+    def __str__(self) -> str:
+        rest = self.footprint - self.active - self.cache
+        parts = {"live": self.active, "of it prefixes": self.prefixes, "buffers": self.cache, "rest": rest}
+        return f"{self.footprint >> 20} MB (" + ", ".join(f"{n} {size / 2**20:.1f}" for n, size in parts.items()) + ")"
+
+
 class Stage:
     """A server that is brought up again when a test has ended it."""
 
     def __init__(self, models: Path) -> None:
-        # The wheel's BLAS gives the same bits for every batch, so that a text that differs is our fault alone.
-        self.serve = Serve(models, CONFIG, {"MLXSPEC_BLAS": "reference"})
+        # The wheel's BLAS gives the same bits for every batch, so that a text that differs is our fault alone. For the
+        # demo model it is too slow.
+        self.serve = Serve(models, CONFIG, {} if is_demo() else {"MLXSPEC_BLAS": "reference"})
         self.model = "a"
         self._starts = 1
         self._expected: dict[str, Take] = {}
@@ -107,6 +138,22 @@ class Stage:
     def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = self.serve.request("GET", "/stats")[1]["models"][self.model]
         return found
+
+    def memory(self) -> Memory:
+        """What the worker holds, as /metrics tell; a second old at most."""
+        text = self.serve.read("/metrics")
+        label = f'{{model_name="{self.model}"}}'
+
+        def figure(name: str) -> int:
+            (line,) = (line for line in text.splitlines() if line.startswith(name + label))
+            return int(float(line.split()[-1]))
+
+        return Memory(
+            footprint=figure("mlxspec_memory_footprint_bytes"),
+            active=figure("mlxspec_memory_active_bytes"),
+            cache=figure("mlxspec_memory_cache_bytes"),
+            prefixes=figure("mlxspec_prefix_cache_bytes"),
+        )
 
     def is_idle(self) -> bool:
         stats = self.stats()
@@ -189,7 +236,7 @@ async def run_clients(stage: Stage, work: Sequence[dict[str, Any]], clients: int
 
 def mixed_bodies(count: int) -> list[dict[str, Any]]:
     """Requests of all lengths, samplers and drafters, streamed and whole, the same in every run."""
-    rng, longest = random.Random(1), 48 if is_full() else 12
+    rng, longest = random.Random(1), 48 if is_full() or soak_minutes() else 12
     return [
         {
             "prompt": " ".join(rng.choice(("red", "green", "blue", "one", "two")) for _ in range(rng.randint(1, 80))),
@@ -221,7 +268,7 @@ async def streaming(stage: Stage, max_tokens: int) -> AsyncIterator[tuple["async
             task.cancel()
 
 
-async def ttfts_s(stage: Stage, count: int = 30) -> list[float]:
+async def ttfts_s(stage: Stage, count: int) -> list[float]:
     """Times to the first piece of short answers, one after the other."""
     times = []
     async with stage.session() as session:
@@ -233,13 +280,27 @@ async def ttfts_s(stage: Stage, count: int = 30) -> list[float]:
     return times
 
 
-async def warm_up(stage: Stage, work: list[dict[str, Any]]) -> None:
-    """Let prefix cache, pools and MLX's buffers reach their size: until a round adds next to nothing."""
+@contextlib.contextmanager
+def slow_loris(port: int, sockets: int) -> Iterator[None]:
+    """Within it so many connections of another process send a byte of their request's head a second."""
+    command = [sys.executable, "-m", "tests.e2e.loris", str(port), str(sockets)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=TOP) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        yield
+        process.stdin.close()
+
+
+async def warm_up(stage: Stage, work: list[dict[str, Any]], clients: int) -> None:
+    """Let prefix cache, slots and MLX's buffers reach their size: until three rounds add next to nothing."""
     worker = stage.worker()
-    for _ in range(8):
-        before = worker.memory_info().rss
-        await run_clients(stage, work, 40)
-        if worker.memory_info().rss - before < 8 << 20:
+    highest, calm_rounds = 0, 0
+    for _ in range(MOST_WARM_UPS):
+        await run_clients(stage, work, clients)
+        grown = worker.memory_info().rss - highest
+        highest = max(highest, worker.memory_info().rss)
+        calm_rounds = calm_rounds + 1 if grown < 8 << 20 else 0
+        if calm_rounds == 3:
             return
 
 

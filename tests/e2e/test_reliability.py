@@ -7,8 +7,9 @@ has them short; `scripts/chaos --full` and `--soak N` have them at full length.
 import asyncio
 import contextlib
 import random
+import re
 import signal
-import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,21 +22,24 @@ import pytest
 from common.config import SupervisorConfig
 from common.states import WorkerState
 from router.supervisor.machine import restart_delay
-from router.supervisor.policy import MOST_CACHE_BYTES
+from tests import fuzz
 from tests.e2e.figures import FIGURES
-from tests.e2e.server import is_alive, wait_until
+from tests.e2e.server import Serve, is_alive, wait_until
 from tests.e2e.stage import (
     CLIENTS,
     LONG,
+    MOST_REQUESTS,
     Stage,
     bodies,
     differences,
+    is_demo,
     is_full,
     kills,
     mixed_bodies,
     open_things,
     percentile,
     run_clients,
+    slow_loris,
     soak_minutes,
     streaming,
     ttfts_s,
@@ -54,7 +58,10 @@ pytestmark = [
 def models(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("a", "b")):
-        write_model(folder / name, demo_model, seed)
+        if is_demo():
+            (folder / name).symlink_to(demo_model)
+        else:
+            write_model(folder / name, demo_model, seed)
     return folder
 
 
@@ -76,8 +83,9 @@ async def test_r1_r2_killed_worker_costs_no_request_and_no_byte(stage: Stage) ->
     replays = stage.stats()["requests"]["replayed"]
     run = asyncio.create_task(run_clients(stage, work, CLIENTS))
     await asyncio.to_thread(wait_until, lambda: stage.stats()["running"] >= CLIENTS // 2, "load")
-    stage.worker().kill()
+    noticed_s = await asyncio.to_thread(_killed_and_noticed_s, stage)
     takes = await run
+    FIGURES.note("R3", f"{noticed_s * 1e3:.0f} ms under load")
     replayed = stage.stats()["requests"]["replayed"] - replays
     failed, wrong = [take.error for take in takes if take.error], differences(takes, expected)
     FIGURES.note("R1", f"{len(failed)} of {len(work)} failed")
@@ -90,17 +98,10 @@ async def test_r1_r2_killed_worker_costs_no_request_and_no_byte(stage: Stage) ->
 async def test_r3_r5_death_is_noticed_and_text_goes_on(stage: Stage) -> None:
     load_s = stage.facts()["facts"]["load_s"]
     (expected,) = await stage.expected([LONG | {"max_tokens": 300}])
-    watcher = Client(stage.serve.home)
-    try:
-        before = watcher.watch().model(stage.model, WorkerState.READY).restarts
-        async with streaming(stage, 300) as (task, _):
-            killed_s = time.monotonic()
-            stage.worker().kill()
-            await asyncio.to_thread(watcher.until, lambda t: _restarts(t, stage.model) > before, "notice")
-            noticed_s = time.monotonic() - killed_s
-            take = await task
-    finally:
-        watcher.close()
+    async with streaming(stage, 300) as (task, _):
+        noticed_s = await asyncio.to_thread(_killed_and_noticed_s, stage)
+        killed_s = time.monotonic() - noticed_s
+        take = await task
     gap_s = max(b - a for a, b in zip([killed_s, *take.times_s], take.times_s, strict=False))
     FIGURES.note("R3", f"{noticed_s * 1e3:.0f} ms")
     FIGURES.note("R5", f"{gap_s:.1f} s, of it {load_s:.1f} s load")
@@ -117,14 +118,41 @@ async def test_r4_hung_worker_is_replaced_and_its_requests_go_on(stage: Stage) -
         worker = stage.worker()
         worker.suspend()
         stopped_s = time.monotonic()
-        await asyncio.to_thread(wait_until, lambda: not is_alive(worker), "end of the hung worker", 40)
+        with contextlib.closing(Client(stage.serve.home)) as watcher:
+            watcher.watch()
+            await asyncio.to_thread(watcher.until, lambda t: "hung" in _detail(t, stage.model), "notice", 40)
         noticed_s = time.monotonic() - stopped_s
+        await asyncio.to_thread(wait_until, lambda: not is_alive(worker), "end of the hung worker", 40)
+        gone_s = time.monotonic() - stopped_s
         take = await task
-    FIGURES.note(
-        "R4", f"SIGSTOP: gone after {noticed_s:.1f} s, text {'same' if take.text == expected.text else 'differs'}"
-    )
+    same = "same" if take.text == expected.text else "differs"
+    FIGURES.note("R4", f"SIGSTOP: noticed after {noticed_s:.1f} s, gone after {gone_s:.1f} s, text {same}")
     assert take.outcome == expected.outcome
-    assert noticed_s < 15
+    assert noticed_s < 12  # 10 s on an idle machine
+
+
+async def test_r4_long_prefill_is_no_hang(demo_model: Path) -> None:
+    """A worker that gets a tenth of its time: its steps are slow, and none is taken for a hang."""
+    if not is_full():
+        pytest.skip("takes half a minute by its nature: scripts/chaos --full")
+    with contextlib.closing(Serve(demo_model)) as serve:
+        serve.wait_ready()
+        (worker,) = serve.children_named("worker")
+        body = {"prompt": "one two three " * 1200, "raw": True, "max_tokens": 1}
+        asked = asyncio.create_task(asyncio.to_thread(serve.request, "POST", "/generate", body))
+        began_s = time.monotonic()
+        while not asked.done() and time.monotonic() < began_s + 45:
+            worker.suspend()
+            await asyncio.sleep(0.9)
+            worker.resume()
+            await asyncio.sleep(0.1)
+        slow_s = time.monotonic() - began_s
+        status, answer = await asked
+        restarts = serve.request("GET", "/stats")[1]["models"][serve.model]["restarts"]
+    FIGURES.note("R4", f"prefill of {slow_s:.0f} s with a tenth of its time: {restarts} false alarms")
+    assert status == 200, answer
+    assert restarts == 0
+    assert slow_s >= 30
 
 
 async def test_r6_request_of_two_deaths_fails_and_its_neighbour_goes_on(stage: Stage) -> None:
@@ -205,14 +233,38 @@ async def test_r12_loop_of_kills_leaves_no_trace(stage: Stage) -> None:
         assert more_threads <= threads + 4
 
 
+def test_r13_fuzzer_finds_no_fault_and_kills_no_worker(models: Path) -> None:
+    if not is_full():
+        pytest.skip("takes minutes: scripts/chaos --full; tests/router/test_openapi.py has it short")
+    examples = max(fuzz.EXAMPLES, 500)
+    serve = Serve(models, "[generation]\nmax_tokens = 2\n")
+    with contextlib.closing(serve):
+        serve.wait_ready()
+        workers, began_s = serve.children_named("worker"), time.monotonic()
+        fuzzer = subprocess.run(fuzz.command(serve.url, examples), capture_output=True, text=True, check=False)
+        took_s = time.monotonic() - began_s
+        cases = re.findall(r"\d+ generated, .*", fuzzer.stdout)
+        faults = set(re.findall(r'"code":"(\w+)"', fuzzer.stdout))
+        dead = [worker for worker in workers if not is_alive(worker)]
+        FIGURES.note(
+            "R13",
+            f"{examples} examples an operation in {took_s:.0f} s: {', '.join([*cases, *faults])}; {len(dead)} deaths",
+        )
+        # Without a network a model of the hub cannot be loaded, and 503 is the right answer to that.
+        assert fuzzer.returncode == 0 or faults == {"hub_unreachable"}, fuzzer.stdout[-6000:]
+        assert workers and not dead
+
+
 async def test_r14_overload_is_refused_at_once_with_a_time_to_come_back(stage: Stage) -> None:
     async with stage.session() as session:
         holders = [
             asyncio.create_task(stage.ask(session, LONG | {"max_tokens": 480, "prompt": f"hold {i}"}))
-            for i in range(48)
+            for i in range(MOST_REQUESTS)
         ]
         try:
-            await asyncio.to_thread(wait_until, lambda: stage.stats()["requests"]["live"] >= 48, "full house", 20)
+            await asyncio.to_thread(
+                wait_until, lambda: stage.stats()["requests"]["live"] >= MOST_REQUESTS, "full house", 20
+            )
             refusals, times_s = [], []
             for _ in range(20):
                 began_s = time.monotonic()
@@ -227,7 +279,7 @@ async def test_r14_overload_is_refused_at_once_with_a_time_to_come_back(stage: S
     FIGURES.note(
         "R14",
         f"{len(refused)} of 20 refused, p50 {percentile(times_s, 50) * 1e3:.0f} ms, "
-        f"p99 {percentile(times_s, 99) * 1e3:.0f} ms (48 streams on the same cores)",
+        f"p99 {percentile(times_s, 99) * 1e3:.0f} ms ({MOST_REQUESTS} streams on the same cores)",
     )
     assert len(refused) == 20, refusals
     assert percentile(times_s, 50) < 1.0  # 0.05 s on an idle machine
@@ -244,20 +296,24 @@ async def test_e1_hundred_mixed_clients_each_get_their_solo_output(stage: Stage)
 
 
 async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: Stage) -> None:
-    work = mixed_bodies(100 if soak_minutes() or is_full() else 50)
+    clients = MOST_REQUESTS if soak_minutes() or is_full() else 40
+    work = mixed_bodies(max(clients, 50))
     expected = await stage.expected(work)
-    await warm_up(stage, work)
+    await warm_up(stage, work, clients)
     watched = {
         "worker": stage.worker(),
         "router": stage.router(),
         "supervisor": psutil.Process(stage.serve.process.pid),
     }
     before = {name: (p.memory_info().rss, *open_things(p)) for name, p in watched.items()}
-    rounds, wrong, until_s = 0, 0, time.monotonic() + (soak_minutes() * 60 or 3)
-    while time.monotonic() < until_s:
-        wrong += len(differences(await run_clients(stage, work, 40), expected))
+    memory = stage.memory()
+    rounds, wrong, began_s = 0, 0, time.monotonic()
+    while time.monotonic() < began_s + (soak_minutes() * 60 or 3):
+        wrong += len(differences(await run_clients(stage, work, clients), expected))
         rounds += 1
-    FIGURES.note("R15", f"{rounds * len(work)} requests in {soak_minutes() or 0.05:g} min, {wrong} wrong")
+    took_s = time.monotonic() - began_s
+    FIGURES.note("R15", f"{rounds * len(work)} requests of {clients} clients in {took_s:.0f} s, {wrong} wrong")
+    FIGURES.note("R15", f"worker {memory} -> {stage.memory()}")
     for name, process in watched.items():
         rss, files, threads = process.memory_info().rss, *open_things(process)
         old_rss, old_files, old_threads = before[name]
@@ -267,9 +323,7 @@ async def test_r15_soak_leaves_footprint_files_and_threads_as_they_were(stage: S
             f"{name} {old_rss >> 20} -> {rss >> 20} MB, files {old_files} -> {files}, "
             f"threads {old_threads} -> {threads}",
         )
-        # Loose: a worker's footprint still grows in the first minutes, and why is not known yet (docs/reliability.md).
-        still_filling = 0 if soak_minutes() or name != "worker" else MOST_CACHE_BYTES
-        assert drift <= max(0.01 * old_rss, 64 << 20) + still_filling, name
+        assert drift <= max(0.01 * old_rss, 64 << 20), name
         assert files <= old_files + 4, name
         assert threads <= old_threads + 2, name
     assert wrong == 0
@@ -289,38 +343,35 @@ async def test_r16_unload_gives_back_what_the_model_held(stage: Stage) -> None:
 
 
 async def test_r17_slow_loris_sockets_do_not_delay_a_healthy_client(stage: Stage) -> None:
-    sockets = 1000 if is_full() else 200
-    alone = await ttfts_s(stage)
-    lazy = [socket.create_connection(("127.0.0.1", stage.serve.port), timeout=10) for _ in range(sockets)]
-    try:
-        for one in lazy:
-            one.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-        beside = await ttfts_s(stage)
-    finally:
-        for one in lazy:
-            one.close()
-    p99, p99_beside = percentile(alone, 99), percentile(beside, 99)
-    FIGURES.note(
-        "R17",
-        f"{sockets} sockets: TTFT p50 {percentile(alone, 50) * 1e3:.0f} -> {percentile(beside, 50) * 1e3:.0f} ms, "
-        f"p99 {p99 * 1e3:.0f} -> {p99_beside * 1e3:.0f} ms",
-    )
+    sockets, rounds = (1000, 8) if is_full() else (200, 1)
+    alone, beside = [], []
+    for _ in range(rounds):  # in turn, since the machine may be busy now and then
+        alone += await ttfts_s(stage, 30)
+        with slow_loris(stage.serve.port, sockets):
+            beside += await ttfts_s(stage, 30)
+    told = [
+        f"p{part} {percentile(alone, part) * 1e3:.0f} -> {percentile(beside, part) * 1e3:.0f} ms "
+        f"({percentile(beside, part) / percentile(alone, part) - 1:+.0%})"
+        for part in (50, 90, 99)
+    ]
+    FIGURES.note("R17", f"{sockets} sockets, {len(alone)} requests each: TTFT {', '.join(told)}")
     assert percentile(beside, 50) < 3 * percentile(alone, 50) + 0.1  # + 10 % on an idle machine
 
 
 async def test_r11_killed_router_is_replaced_and_the_model_stays(stage: Stage) -> None:
-    worker, router = stage.worker(), stage.router()
-    router.kill()
-    killed_s = time.monotonic()
-    async with stage.session() as session:
-        while (take := await stage.ask(session, bodies(1)[0])).error:
-            assert time.monotonic() - killed_s < 30, take.error
-            await asyncio.sleep(0.02)
-    served_s = time.monotonic() - killed_s
-    FIGURES.note("R11", f"an answer after {served_s:.2f} s, same worker: {is_alive(worker)}")
-    assert is_alive(worker)
-    assert stage.worker().pid == worker.pid
-    assert served_s < 10  # 1 s on an idle machine
+    worker = stage.worker()
+    for _ in range(5 if is_full() else 1):
+        stage.router().kill()
+        killed_s = time.monotonic()
+        async with stage.session() as session:
+            while (take := await stage.ask(session, bodies(1)[0])).error:
+                assert time.monotonic() - killed_s < 30, take.error
+                await asyncio.sleep(0.02)
+        served_s = time.monotonic() - killed_s
+        FIGURES.note("R11", f"an answer after {served_s:.2f} s")
+        assert is_alive(worker)
+        assert stage.worker().pid == worker.pid
+        assert served_s < 10  # 1 s on an idle machine
 
 
 async def test_r10_supervisor_killed_under_load_leaves_nothing_and_starts_again_on_stale_files(stage: Stage) -> None:
@@ -350,9 +401,10 @@ async def test_r10_supervisor_killed_under_load_leaves_nothing_and_starts_again_
 
 
 async def test_r9_sigterm_drains_the_live_and_refuses_the_new(stage: Stage) -> None:
-    (expected,) = await stage.expected([LONG | {"max_tokens": 300}])
+    tokens = 40 if is_demo() else 300  # few seconds' work: a drain has an end
+    (expected,) = await stage.expected([LONG | {"max_tokens": tokens}])
     tree = stage.serve.tree()
-    async with streaming(stage, 300) as (task, _):
+    async with streaming(stage, tokens) as (task, _):
         stage.serve.process.send_signal(signal.SIGTERM)
         told_s = time.monotonic()
         async with stage.session() as session:
@@ -371,6 +423,17 @@ async def test_r9_sigterm_drains_the_live_and_refuses_the_new(stage: Stage) -> N
     assert not any(map(is_alive, tree))
 
 
+def _killed_and_noticed_s(stage: Stage) -> float:
+    """Kill the worker; how long it took until the supervisor told of the next one."""
+    worker = stage.worker()
+    with contextlib.closing(Client(stage.serve.home)) as watcher:
+        before = watcher.watch().model(stage.model, WorkerState.READY).restarts
+        worker.kill()
+        killed_s = time.monotonic()
+        watcher.until(lambda table: _restarts(table, stage.model) > before, "notice")
+        return time.monotonic() - killed_s
+
+
 async def _until_unready(session: aiohttp.ClientSession, told_s: float) -> float:
     while time.monotonic() - told_s < 10:
         try:
@@ -381,6 +444,10 @@ async def _until_unready(session: aiohttp.ClientSession, told_s: float) -> float
             break  # no new connection is taken: as good
         await asyncio.sleep(0.005)
     return time.monotonic() - told_s
+
+
+def _detail(table: Any, name: str) -> str:
+    return next((entry.detail for entry in table.models if entry.name == name), "")
 
 
 def _restarts(table: Any, name: str) -> int:

@@ -13,6 +13,8 @@ from tests.e2e.server import Serve
 from tests.e2e.tiny_model import write_model
 
 BUDGET_GB = 0.35  # one worker takes about 0.2
+TURN_S = 3.0
+LOADED_S = 40.0
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def serve(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_model(tmp_path / name, demo_model, seed)
     monkeypatch.setenv("MEMORY_LIMIT_GB", str(BUDGET_GB))
     monkeypatch.setenv("MLXSPEC_BLAS", "reference")  # the same bits in every batch
-    server = Serve(tmp_path)
+    server = Serve(tmp_path, f"[supervisor]\nturn_s = {TURN_S}\n")
     yield server
     server.close()
 
@@ -52,6 +54,34 @@ class MemoryCurve:
     def end(self) -> None:
         self._is_ended.set()
         self._thread.join()
+
+
+def test_two_models_that_are_never_idle_take_turns(serve: Serve) -> None:
+    """Each has three clients that ask all the time; both get answers, nobody an error, and swaps stay rare."""
+    serve.wait_ready()
+    curve = MemoryCurve(serve)
+    ends_at = time.monotonic() + LOADED_S
+
+    def client(number: int) -> list[tuple[str, int, str]]:
+        name, answers = "ab"[number % 2], []
+        body = {"model": name, "prompt": "Once upon a time", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+        while time.monotonic() < ends_at:
+            status, answer = serve.request("POST", "/generate", body)
+            answers.append((name, status, answer.get("text", str(answer))))
+        return answers
+
+    with ThreadPoolExecutor(6) as clients:
+        answers = [one for some in clients.map(client, range(6)) for one in some]
+    curve.end()
+    load_s = max(serve.request("GET", f"/models/{name}")[1]["facts"]["load_s"] for name in "ab")
+    swaps = serve.output().count(" is unloaded")
+    served = {name: sum(who == name for who, _, _ in answers) for name in "ab"}
+    print(f"{served} answers, {swaps} swaps in {LOADED_S:g} s, a load takes {load_s:.1f} s")
+    assert {status for _, status, _ in answers} == {200}, [one for one in answers if one[1] != 200][:3]
+    assert {name: len({text for who, _, text in answers if who == name}) for name in "ab"} == {"a": 1, "b": 1}
+    assert min(served.values()) >= 3, served
+    assert 1 <= swaps <= 1 + LOADED_S / TURN_S, serve.output()
+    assert curve.most_workers == 1
 
 
 def test_ten_clients_of_two_models_that_do_not_fit_together_see_no_error(serve: Serve) -> None:

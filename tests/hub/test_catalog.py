@@ -8,8 +8,8 @@ import pytest
 from common import footprint
 from common.errors import ConfigError, HubUnreachable, InvalidValue
 from router.hub import catalog, fit
-from router.hub.catalog import Query
 from router.hub.download import fetch
+from router.hub.query import Query
 from router.hub.store import Store
 from router.hub.wishes import Wish
 from tests.e2e.server import free_port

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from common import openblas
+from common.mlx_facts import MachineFacts, ask_worker
 from router import doctor
 from router.cli.main import main
-from router.doctor import Level, MachineFacts
+from router.doctor import Level
 
 CPU = MachineFacts("cpu", "cpu, OpenBLAS 0.3 with 2 threads", True, True, "0.32", "0.32", 0)
 BROKEN = "MLX cannot be used: killed by SIGILL"
@@ -61,7 +62,7 @@ def test_a_worker_that_breaks_or_babbles_is_a_finding(monkeypatch: pytest.Monkey
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
         monkeypatch.setattr("sys.executable", str(python))
-        answer = doctor.ask_worker(timeout_s=0.5)
+        answer = ask_worker(timeout_s=0.5)
         assert isinstance(answer, str)
         assert found in answer
 

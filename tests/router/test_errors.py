@@ -264,6 +264,18 @@ async def test_same_request_id_twice_at_a_time_stays_two_requests(cluster: Clust
     assert await asyncio.gather(*answers) == ["0 1 "] * 2
 
 
+async def test_request_that_cannot_be_read_is_not_quoted_in_the_log(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    answer = await raw_request(cluster, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nx-api-key: s3cret\x00\r\n\r\n")
+    assert b" 400 " in answer.splitlines()[0]
+    (record,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+    assert "cannot be read" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 async def raw_request(cluster: Cluster, data: bytes) -> bytes:
     """All that the server says to these bytes, until it closes or falls silent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", cluster.port)

@@ -1,16 +1,14 @@
 """The OpenAPI document, and what a fuzzer that reads it finds: no answer of the server's is its own fault."""
 
 import asyncio
-import os
-import sys
 
 import pytest
 
 from router.openapi import BODIES
+from tests import fuzz
 from tests.fakes import Cluster, FakeWorker
 
-EXAMPLES = int(os.environ.get("MLXSPEC_FUZZ_EXAMPLES", "8"))  # of an operation; by hand: 500
-FUZZ_TIMEOUT_S = 100 + EXAMPLES * 4
+FUZZ_TIMEOUT_S = 100 + fuzz.EXAMPLES * 4
 ONE_SUCH = ("HEAD", "GET", "DELETE")
 BODILESS = {"POST /reload"}
 
@@ -35,21 +33,7 @@ async def test_fuzzer_finds_no_fault_of_the_server(cluster: Cluster, worker: Fak
     known = cluster.supervisor.models
     cluster.supervisor.on_ensure = lambda call: "" if call.name in known else "model_not_found"
     fuzzer = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "schemathesis.cli",
-        "run",
-        f"http://127.0.0.1:{cluster.port}/openapi.json",
-        "--checks=not_a_server_error",
-        "--mode=all",
-        # What asks Hugging Face answers 503 where there is no network, as it should.
-        "--exclude-path-regex=^/hf/models/(search|download|popular|.*/info)$",
-        "--phases=fuzzing",
-        f"--max-examples={EXAMPLES}",
-        "--request-timeout=10",
-        "--seed=1",
-        "--generation-database=none",
-        "--no-color",
+        *fuzz.command(f"http://127.0.0.1:{cluster.port}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

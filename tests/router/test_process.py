@@ -22,6 +22,7 @@ from common.states import WorkerState
 from tests.fakes import FakeSupervisor, FakeWorker, short_run_dir, wait_until
 
 ROOT = Path(__file__).parents[2]
+ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:
@@ -51,8 +52,7 @@ async def spawn(run_dir: Path, port: int) -> Process:
     settings = Config(server=ServerConfig(port=port))
     configuration.dump(settings, run_dir / "config.json")
     command = (sys.executable, "-P", "-m", "router", "--run-dir", str(run_dir))
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return await asyncio.create_subprocess_exec(*command, env=env, stderr=PIPE)
+    return await asyncio.create_subprocess_exec(*command, env=ENV, stderr=PIPE)
 
 
 @contextlib.asynccontextmanager
@@ -79,6 +79,14 @@ async def test_a_taken_port_is_one_clear_line_and_exit_3(run_dir: Path, supervis
     assert len(lines) == 1
     assert f"cannot listen on http://127.0.0.1:{port}" in lines[0]
     assert supervisor.watches == 0
+
+
+async def test_router_starts_without_what_it_seldom_needs() -> None:
+    code = "import sys, router.__main__; print(*{'huggingface_hub', 'yaml', 'rich'} & set(sys.modules))"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", code, stdout=PIPE, env=ENV)
+    slow, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
+    assert slow.decode().split() == []
 
 
 async def test_watch_comes_once_http_is_bound_and_is_repeated(run_dir: Path, supervisor: FakeSupervisor) -> None:

@@ -201,6 +201,22 @@ async def test_unfinished_request_of_an_unloaded_model_ends_with_503(cluster: Cl
     assert "unloaded" in body["error"]["message"]
 
 
+async def test_unfinished_request_of_a_model_that_gives_way_goes_on_in_its_next_turn(
+    cluster: Cluster, worker: FakeWorker
+) -> None:
+    worker.hold_at = 2
+    answer = start(cluster)
+    await wait_until(lambda: received(cluster) == 2)
+    draining = WorkerState.DRAINING
+    worker.entry = type(worker.entry)(identity="tiny#1", token=worker.entry.token, state=draining, pid=1)
+    cluster.supervisor.set("tiny", draining, worker, gives_way=True)
+    cluster.supervisor.set("tiny", WorkerState.STOPPED, gives_way=True)
+    await wait_until(lambda: cluster.supervisor.ensured)
+    second = await replace_worker(cluster, "tiny#2")
+    assert await answer == (200, {**(await answer)[1], "text": whole_text(6)})
+    assert len(second.generates[0].resume) == 2
+
+
 async def test_draining_worker_finishes_its_request(cluster: Cluster, worker: FakeWorker) -> None:
     worker.hold_at = 2
     answer = start(cluster)

@@ -1,15 +1,21 @@
 """Health, statistics, metrics and the index."""
 
+import asyncio
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from common.messages import DrafterLoad, Load, ModelEntry, ModelTable
-from common.states import WorkerState
+from common.states import Death, WorkerState
 from router import health
 from tests.fakes import BUDGET_BYTES, CACHED_TOKENS, PROMPT_TOKENS, Cluster, FakeWorker, failed, finished, wait_until
+from tests.router.client import received, replace_worker
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 LOAD = Load(
     running=2,
@@ -85,7 +91,7 @@ async def test_stats_add_up(cluster: Cluster, worker: FakeWorker) -> None:
     worker.answer = lambda g: finished(g.request_id, 0, "stop", plain_decode_s=3.0, measured_decode_s=2.0)
     assert await ask(cluster) == 200
     await worker.send(LOAD)
-    await wait_until(lambda: cluster.backend.loads)
+    await wait_until(lambda: cluster.backend.loads.of_worker("tiny#1"))
     async with cluster.http.get("/stats") as response:
         stats = await response.json()
     outcomes = {"length": 2, "context_length_exceeded": 1, "stop": 1}
@@ -123,7 +129,7 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
     worker.answer = failed("context_length_exceeded")
     await ask(cluster)
     await worker.send(LOAD)
-    await wait_until(lambda: cluster.backend.loads)
+    await wait_until(lambda: cluster.backend.loads.of_worker("tiny#1"))
     async with cluster.http.get("/metrics") as response:
         assert response.headers["Content-Type"].startswith("text/plain")
         lines = (await response.text()).splitlines()
@@ -156,15 +162,55 @@ async def test_metrics_have_vllms_names(cluster: Cluster, worker: FakeWorker) ->
         assert line in lines
 
 
+async def scrape(cluster: Cluster) -> list[str]:
+    async with cluster.http.get("/metrics") as response:
+        return (await response.text()).splitlines()
+
+
+async def test_metrics_tell_of_memory_and_deaths(cluster: Cluster, worker: FakeWorker) -> None:
+    worker.entry = msgspec.structs.replace(
+        worker.entry, active_bytes=30, cache_bytes=20, footprint_bytes=60, kv_bytes=10, kv_limit_bytes=40
+    )
+    deaths = {Death.KILLED: 2, Death.HUNG: 1}
+    cluster.supervisor.set("tiny", WorkerState.READY, worker, restarts=3, restarts_by_death=deaths)
+    await wait_until(lambda: cluster.backend.directory.models[0].restarts == 3)
+    lines, model = await scrape(cluster), 'model_name="tiny"'
+    for line in (
+        f"mlxspec_memory_active_bytes{{{model}}} 30.0",
+        f"mlxspec_memory_cache_bytes{{{model}}} 20.0",
+        f"mlxspec_memory_footprint_bytes{{{model}}} 60.0",
+        f"vllm:kv_cache_usage_perc{{{model}}} 0.25",
+        "mlxspec_memory_pressure_level 1.0",
+        f'mlxspec_worker_restarts_total{{{model},reason="killed"}} 2.0',
+        f'mlxspec_worker_restarts_total{{{model},reason="hung"}} 1.0',
+    ):
+        assert line in lines
+
+
+async def test_replays_are_counted_by_how_their_requests_end(cluster: Cluster, worker: FakeWorker) -> None:
+    worker.hold_at = 2
+    answer = asyncio.create_task(ask(cluster))
+    await wait_until(lambda: received(cluster) == 2)
+    await replace_worker(cluster, "tiny#2")
+    assert await answer == 200
+    assert 'mlxspec_request_replays_total{model_name="tiny",outcome="length"} 1.0' in await scrape(cluster)
+
+
+async def test_every_metric_is_documented_and_no_other(cluster: Cluster) -> None:
+    told = set(re.findall(r"^# TYPE (\S+)", "\n".join(await scrape(cluster)), re.MULTILINE))
+    documented = set(re.findall(r"^\| `([a-z_0-9:]+)", DOCUMENT.read_text(), re.MULTILINE))
+    assert {name for name in told if not name.endswith("_created")} == documented
+
+
 async def test_age_of_a_step_grows_only_while_a_busy_worker_stands_still(cluster: Cluster, worker: FakeWorker) -> None:
     model = cluster.backend.directory.models[0]
-    assert cluster.backend.step_age_s(model, time.monotonic()) is None
+    assert cluster.backend.loads.step_age_s(model, time.monotonic()) is None
     for steps, running, is_older in [(1, 1, False), (1, 1, True), (2, 1, False), (2, 0, False)]:
         before = time.monotonic()
         load = msgspec.structs.replace(LOAD, steps=steps, running=running, kv_bytes=int(before * 1e6))
         await worker.send(load)
-        await wait_until(lambda load=load: cluster.backend.loads.get("tiny#1") == load)  # type: ignore[misc]
-        age_s = cluster.backend.step_age_s(model, time.monotonic())
+        await wait_until(lambda load=load: cluster.backend.loads.of_worker("tiny#1") == load)  # type: ignore[misc]
+        age_s = cluster.backend.loads.step_age_s(model, time.monotonic())
         assert age_s is not None
         assert (age_s > time.monotonic() - before) is is_older
 

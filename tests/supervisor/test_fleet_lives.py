@@ -36,6 +36,7 @@ from router.supervisor.worker import Worker
 
 GIB = 2**30
 BUDGET_GIB = 100
+TURN_S = 6.0
 NEEDS_GIB = {"small": 20, "large": 60, "twin": 25, "giant": 90}
 REPLICAS = {"twin": 2}
 KV_BYTES_PER_TOKEN = 2**16  # with 8192 tokens half a GiB
@@ -56,6 +57,7 @@ class Process:
     finished: int = 0
     steps: int = 0
     is_loaded: bool = False
+    ready_at: float = 0.0
     is_told_to_go: bool = False
     is_stopped: bool = False  # hung: only a kill helps
     codes: list[int] = field(default_factory=list)  # by which it is to end
@@ -86,7 +88,7 @@ class FleetLives(RuleBasedStateMachine):
         self.unloaded_by_hand: set[str] = set()
         self.pids = itertools.count(1)
         models = {name: ModelConfig(path=f"/nowhere/{name}", replicas=REPLICAS.get(name, 1)) for name in NEEDS_GIB}
-        config = Config(models=models, supervisor=SupervisorConfig(memory_limit_gb=BUDGET_GIB))
+        config = Config(models=models, supervisor=SupervisorConfig(memory_limit_gb=BUDGET_GIB, turn_s=TURN_S))
         budget = Budget(config, lambda: self.pressure)
         self.fleet = Fleet(config, self, self, clock=lambda: self.now, budget=budget)  # type: ignore[arg-type]
         self.fleet._need = lambda model: NEEDS_GIB[model.name] * GIB  # type: ignore[method-assign]
@@ -241,7 +243,7 @@ class FleetLives(RuleBasedStateMachine):
             hello = WorkerHello(identity=identity, token=worker.token, model=worker.model.name, pid=process.pid)
             self.fleet.on_hello(identity, hello)
         elif worker.state is WorkerState.LOADING:
-            process.is_loaded = True
+            process.is_loaded, process.ready_at = True, self.now
             self._beat(process)
             facts = _facts(process.base_bytes - memory.PROCESS_BYTES)
             self.fleet.on_state(identity, StateChanged(state=WorkerState.READY, facts=facts))
@@ -289,10 +291,12 @@ class FleetLives(RuleBasedStateMachine):
         assert not earlier, f"{model.name} overtakes {earlier}"
 
     def _check_leave(self, process: Process) -> None:
-        """Only by hand is a busy or pinned model told to go."""
+        """Only by hand is a pinned model told to go, and a busy one by hand or when its turn is over."""
         worker = process.worker
         is_by_hand = worker.identity in self.unloaded_by_hand or self.fleet.is_stopping
-        assert is_by_hand or not (worker.is_busy or worker.model.pinned), f"{worker.identity} was evicted"
+        is_turn_over = worker.model.gives_way and self.now - process.ready_at >= TURN_S
+        assert is_by_hand or not worker.model.pinned, f"{worker.identity} was evicted"
+        assert is_by_hand or is_turn_over or not worker.is_busy, f"{worker.identity} was evicted"
 
     def _picture(self) -> str:
         return "; ".join(_line(model) for model in self.fleet.models.values())

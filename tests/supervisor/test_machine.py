@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.config import SupervisorConfig
-from common.states import ExitCode, WorkerState
+from common.states import Death, ExitCode, WorkerState
 from router.supervisor import machine as m
 from router.supervisor.machine import Action, Failure, Machine
 
@@ -186,6 +186,22 @@ def test_back_off_is_waited_for() -> None:
     assert play(m.Start(), machine=machine, now=0.9) == (machine, [])
     assert play(m.Start(), machine=machine, now=1.0)[1] == [Action.SPAWN]
     assert machine.detail == "boom"
+
+
+@pytest.mark.parametrize(
+    ("events", "death"),
+    [
+        ((m.Start(), m.Hello(), m.Exited(1)), Death.CRASHED),
+        ((m.Start(), m.Hello(), m.Ready(), m.Exited(-9)), Death.KILLED),
+        ((m.Start(), m.Hello(), m.Ready(), m.Hung("still"), m.Exited(-6)), Death.HUNG),
+        ((m.Start(), m.Elapsed(), m.Exited(-9)), Death.SILENT),
+    ],
+)
+def test_death_has_a_reason(events: tuple[m.Event, ...], death: Death) -> None:
+    machine = Machine()
+    for now, event in enumerate(events):
+        machine, _ = play(event, machine=machine, now=now * LIMITS.start_timeout_s)
+    assert (machine.state, machine.death) == (S.BACKOFF, death)
 
 
 def test_stable_time_forgives_earlier_crashes() -> None:

@@ -67,6 +67,27 @@ def test_decision(need: int, residents: list[Resident], kind: type[Decision], na
         assert decision.names == names
 
 
+def turn(name: str, size: int, since: float, **flags: bool) -> Resident:
+    return Resident(name=name, charge_bytes=size, ready_since=since, is_busy=True, **({"has_had_turn": True} | flags))
+
+
+@pytest.mark.parametrize(
+    ("is_due", "residents", "names"),
+    [
+        pytest.param(True, [turn("a", 60, 1)], ("a",), id="its turn is over"),
+        pytest.param(False, [turn("a", 60, 1)], None, id="nobody has waited for long"),
+        pytest.param(True, [turn("a", 60, 1, has_had_turn=False)], None, id="its turn goes on"),
+        pytest.param(True, [turn("a", 60, 1, is_pinned=True)], None, id="pinned stays"),
+        pytest.param(True, [turn("a", 60, 1, is_awaited=True)], None, id="awaited stays"),
+        pytest.param(True, [turn("a", 45, 2), turn("b", 45, 1)], ("b",), id="who is loaded for longest"),
+        pytest.param(True, [turn("a", 45, 2), held("b", 45, 9)], ("b",), id="the idle before the busy"),
+    ],
+)
+def test_busy_models_take_turns(is_due: bool, residents: list[Resident], names: tuple[str, ...] | None) -> None:
+    decision = policy.decide(Candidate("new", 45, is_due=is_due), residents, BUDGET)
+    assert decision == Evict(names) if names else isinstance(decision, Wait)
+
+
 def test_refusal_says_need_limit_and_what_to_do() -> None:
     decision = policy.decide(new(3 * policy.GIB), [], 2 * policy.GIB)
     assert isinstance(decision, Refuse)
@@ -120,29 +141,32 @@ residents = st.lists(
         is_pinned=st.booleans(),
         is_awaited=st.booleans(),
         is_leaving=st.booleans(),
+        ready_since=st.floats(0, 100),
+        has_had_turn=st.booleans(),
     ),
     max_size=8,
 )
 
 
-@given(residents, st.integers(0, 120), st.integers(1, 200))
-def test_promises_hold_for_any_fleet(fleet: list[Resident], need: int, budget: int) -> None:
+@given(residents, st.integers(0, 120), st.integers(1, 200), st.booleans())
+def test_promises_hold_for_any_fleet(fleet: list[Resident], need: int, budget: int, is_due: bool) -> None:
+    candidate = Candidate("new", need, is_due=is_due)
     used = sum(r.charge_bytes for r in fleet)
     hard = int(policy.HARD_SHARE * budget)
-    match policy.decide(new(need), fleet, budget):
+    match policy.decide(candidate, fleet, budget):
         case Admit():
             assert used + need <= hard
         case Evict(names):
             victims = [r for r in fleet if r.name in names]
             assert len(victims) == len(names) > 0
-            assert all(v.may_go for v in victims)
+            assert all(v.may_go or (is_due and v.may_give_way) for v in victims)
             gone = sum(r.charge_bytes for r in fleet if r.is_leaving) + sum(v.charge_bytes for v in victims)
             assert used - gone + need <= hard
             after = [r for r in fleet if r not in victims and not r.is_leaving]
-            assert policy.decide(new(need), after, budget) == Admit()
+            assert policy.decide(candidate, after, budget) == Admit()
         case Wait():
             assert used + need > int(policy.SOFT_SHARE * budget)
-            idle = sum(r.charge_bytes for r in fleet if r.may_go or r.is_leaving)
+            idle = sum(r.charge_bytes for r in fleet if r.may_go or r.is_leaving or (is_due and r.may_give_way))
             is_coming = any(r.is_leaving for r in fleet)
             assert is_coming or used - idle + need > hard
         case Refuse():

@@ -1,9 +1,18 @@
 """The machine's memory as the system tells it."""
 
+from types import SimpleNamespace
+
+import msgspec
+import psutil
 import pytest
 
+from common import mlx_facts
+from common.config import SupervisorConfig
+from common.mlx_facts import MachineFacts
 from router.supervisor import memory, pressure
 from router.supervisor.pressure import Pressure
+
+FACTS = MachineFacts("cuda", "cuda, NVIDIA H100", True, True, "0.32", "0.32", 80)
 
 
 def meminfo(available: int) -> str:
@@ -45,6 +54,36 @@ def test_metal_budget_is_the_working_set_less_a_reserve() -> None:
     assert memory.metal_budget(64 * gib, 0) == 47 * gib
     assert memory.metal_budget(64 * gib, 60 * 1024) == 59 * gib
     assert memory.metal_budget(gib, 512) == gib // 4
+
+
+def test_cuda_budget_is_the_gpus_memory_and_the_machines_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib, config = memory.GIB, SupervisorConfig()
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(memory, "cuda_bytes", lambda: 80 * gib)
+    assert memory.budget(config) == 79 * gib
+    assert memory.budget(SupervisorConfig(memory_limit_gb=2)) == 2 * gib
+    monkeypatch.setattr(memory, "cuda_bytes", lambda: 0)
+    assert memory.budget(config) <= psutil.virtual_memory().total * 3 // 4
+
+
+@pytest.mark.parametrize(
+    ("wheels", "answer", "size"),
+    [
+        (["mlx", "mlx-cuda-13"], FACTS, 80),
+        (["mlx", "mlx_cuda_12"], FACTS, 80),
+        (["mlx", "mlx-cuda-13"], msgspec.structs.replace(FACTS, backend="cpu"), 0),
+        (["mlx", "mlx-cuda-13"], "MLX cannot be used: no driver", 0),
+        (["mlx", "mlx-cpu"], FACTS, 0),
+    ],
+)
+def test_gpus_memory_is_asked_for_where_the_cuda_wheel_is(
+    wheels: list[str], answer: MachineFacts | str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlx_facts.cuda_bytes.cache_clear()
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: [SimpleNamespace(name=name) for name in wheels])
+    monkeypatch.setattr(mlx_facts, "ask_worker", lambda: answer)
+    assert mlx_facts.cuda_bytes() == size
+    mlx_facts.cuda_bytes.cache_clear()
 
 
 def test_ram_budget_minds_the_container() -> None:

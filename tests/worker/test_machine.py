@@ -1,6 +1,6 @@
 """What MLX says of this machine, as the doctor reads it."""
 
-from router.doctor import MachineFacts, ask_worker
+from common.mlx_facts import MachineFacts, ask_worker
 
 
 def test_doctor_understands_the_workers_facts() -> None:
