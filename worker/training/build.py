@@ -228,6 +228,7 @@ def _line(told: Told) -> str:
 def _spent(writing_s: float, progress: Progress, measuring_s: float) -> Spent:
     return Spent(
         writing_s=round(writing_s, 1),
+        making_s=round(progress.making_s, 1),
         reading_s=round(progress.reading_s, 1),
         passes_s=round(progress.train_s - progress.reading_s, 1),
         judging_s=round(progress.judging_s, 1),

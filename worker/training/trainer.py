@@ -40,11 +40,16 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct):
-    """How far a training has come. `readings_s`: seconds of the target's forward over a batch, timed now and then."""
+    """How far a training has come. `readings_s`: seconds of the target's forward over a batch, timed now and then.
+
+    `making_s`: of the first steps with so many passes, for which a device that never made any has kernels to make
+    (minutes on CUDA). They are not part of `train_s`.
+    """
 
     step: int = 0
     tokens: int = 0
     train_s: float = 0.0
+    making_s: float = 0.0
     judging_s: float = 0.0
     readings_s: list[float] = msgspec.field(default_factory=list)
     curve: list[Point] = msgspec.field(default_factory=list)
@@ -88,6 +93,7 @@ class Trainer:
         reading = _compiled(lambda tokens: reader.read(tokens).arrays())
         steps = {p: _compiled(partial(self._step, reader, matrix, p)) for p in {p for _, p in self.plan.stages}}
         batches = self._batches(rows)
+        made: set[int] = set()
         told_at = saved_at = time.monotonic()
         done = self._share_done(train_s)
         while done < 1.0:
@@ -95,15 +101,20 @@ class Trainer:
             factor = rate_factor(done, self.progress.step)
             rates = mx.array([self.plan.matrix_rate * factor, self.plan.vector_rate * factor])
             tokens, weights = next(batches)
-            step = steps[self.plan.passes(done)]
+            passes = self.plan.passes(done)
+            step = steps[passes]
             self.parameters, self.state, agreement = step(self.parameters, self.state, tokens, weights, rates)
             mx.async_eval(self.parameters, self.state, agreement)
             self.progress.step += 1
             self.progress.tokens += tokens.size
-            if self.progress.step % _AHEAD == 0:
+            if self.progress.step % _AHEAD == 0 or passes not in made:
                 mx.eval(agreement)
             now = time.monotonic()
-            self.progress.train_s += now - began
+            if passes in made:
+                self.progress.train_s += now - began
+            else:
+                made.add(passes)
+                self.progress.making_s += now - began
             done = self._share_done(train_s)
             if now - told_at > 5.0 or done >= 1.0:
                 told_at = now

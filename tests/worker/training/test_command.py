@@ -140,6 +140,7 @@ def test_a_killed_build_goes_on_from_its_checkpoint(built: Built) -> None:
 def test_given_prompts_and_kept_text_are_trained_on(built: Built) -> None:
     assert (built.report.answered_prompts, built.report.served_rows) == (ANSWERED, SERVED_ROWS)
     assert built.report.spent is not None and built.report.spent.reading_s > 0
+    assert 0 < built.report.spent.making_s < built.report.train_s
 
 
 def test_the_command_tells_by_its_exit_code_whether_the_head_is_used(built: Built) -> None:
