@@ -56,7 +56,7 @@ def add_verbs(verbs: Verbs) -> None:
         verb.add_argument("name", metavar="NAME", help="as `mlxspec draft list` shows it")
     judge.add_argument("--model", metavar="MODEL", help="folder of its model (default: the one in the store)")
     _add_measuring(judge)
-    for verb in (listing, info, judge):
+    for verb in (listing, info, judge, remove):
         add_json(verb)
 
 
@@ -92,6 +92,7 @@ def _add_build(verbs: Verbs) -> None:
     )
     build.add_argument("--served", action="store_true", help="train on kept text, too (keep_text in the configuration)")
     _add_measuring(build)
+    add_json(build)
     sizes = build.add_argument_group("sizes and rates")
     for name, metavar, text in SIZES:
         sizes.add_argument(name, metavar=metavar, type=_type(metavar), help=text)
@@ -109,7 +110,7 @@ def run_build(options: argparse.Namespace, output: Output) -> int:
     numbers = [name for name, _, _ in (*BUDGET, *SIZES)]
     given = _given(options, ["--out", "--init", *numbers, "--prompts", "--training-prompts", "--weights"])
     flags = [name for name in ("--restart", "--keep-work", "--served") if getattr(options, _field(name))]
-    return _run(["build", *given, *flags, "--", options.model], output)
+    return _run(["build", *given, *flags, *_json(options), "--", options.model], output)
 
 
 def run_eval(options: argparse.Namespace, output: Output) -> int:
@@ -126,7 +127,7 @@ def run_info(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_rm(options: argparse.Namespace, output: Output) -> int:
-    return _run(["rm", "--", options.name], output)
+    return _run(["rm", *_json(options), "--", options.name], output)
 
 
 def _run(arguments: list[str], output: Output) -> int:

@@ -30,6 +30,12 @@ class BadHead(ConfigError):
     """A head's folder cannot be used, now or on a second try."""
 
 
+class NoSuchHead(BadHead):
+    """There is no head of this name."""
+
+    code = "not_found"
+
+
 class WrongTarget(BadHead):
     """The head was made for another model."""
 

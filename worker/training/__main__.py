@@ -18,11 +18,12 @@ from worker.training.build import WORK, Job, build, evaluate
 from worker.training.given import BadText, read_prompts
 from worker.training.plan import Plan, check
 
-OK, DOES_NOT_PAY, CANNOT, INTERRUPTED = 0, 1, 3, 130
+OK, DOES_NOT_PAY, CANNOT, NOT_FOUND, INTERRUPTED = 0, 1, 3, 5, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 ok, 1 the head does not pay and is not used, 2 usage, 3 a model or file is wrong."""
+    """Returns the exit code: 0 ok, 1 the head does not pay and is not used, 2 usage, 3 a model or file is wrong, 5 no
+    such head."""
     options = _parser().parse_args(arguments)
     lifeline.watch()
     backend.prepare()
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             _print_json({"error": {"code": getattr(error, "code", "failed"), "message": str(error)}})
         else:
             print(f"mlxspec draft: {error}", file=sys.stderr)
-        return CANNOT
+        return NOT_FOUND if isinstance(error, folder.NoSuchHead) else CANNOT
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     make.add_argument("--restart", action="store_true", help="drop an unfinished build instead of going on with it")
     make.add_argument("--keep-work", action="store_true", help="keep the text and the state of the training")
+    make.add_argument("--json", action="store_true", help="progress goes to standard error")
     for name, default in msgspec.structs.asdict(Plan()).items():
         if name not in ("stages", "init"):
             make.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
@@ -59,8 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, help=text)
         one.set_defaults(run=run)
         one.add_argument("name")
-        if run is _info:
-            one.add_argument("--json", action="store_true")
+        one.add_argument("--json", action="store_true")
     judge = verbs.add_parser("eval", help="measure a head again, here, and decide anew whether it is used")
     judge.set_defaults(run=_evaluate)
     judge.add_argument("name")
@@ -95,7 +96,10 @@ def _build(options: argparse.Namespace) -> int:
         command=shlex.join(["mlxspec", "draft", *sys.argv[1:]]),
         keeps_work=options.keep_work,
     )
-    made = build(job, lambda line: print(line, flush=True))
+    made = build(job, lambda line: print(line, flush=True, file=sys.stderr if options.json else sys.stdout))
+    if options.json:
+        _print_json({"path": str(out), "is_used": made.is_used, "report": made})
+        return OK if made.is_used else DOES_NOT_PAY
     print(report.summary(made.measured))
     if compared := report.comparison(made, out.name):
         print(compared)
@@ -166,7 +170,11 @@ def _print_json(value: object) -> None:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    folder.remove(_named(options.name))
+    entry = _named(options.name)
+    folder.remove(entry)
+    if options.json:
+        _print_json({"name": entry.name, "path": str(entry.folder), "is_deleted": True})
+        return OK
     print(f"the head {options.name} is deleted; models that run keep it until they are started anew")
     return OK
 
@@ -174,7 +182,7 @@ def _remove(options: argparse.Namespace) -> int:
 def _named(name: str) -> folder.Entry:
     found = next((entry for entry in folder.entries() if entry.name == name), None)
     if found is None:
-        raise folder.BadHead(f"there is no head named {name}; mlxspec draft list shows all")
+        raise folder.NoSuchHead(f"there is no head named {name}; mlxspec draft list shows all")
     return found
 
 

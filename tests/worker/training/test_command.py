@@ -238,7 +238,8 @@ def test_a_head_is_listed_shown_and_deleted(built: Built, tmp_path: Path) -> Non
     assert status == 0 and mine["is_used"] == built.report.is_used
     status, out, _ = finished(tmp_path, "info", "mine", "--json")
     assert status == 0 and json.loads(out)["report"]["steps"] == STEPS
-    assert finished(tmp_path, "rm", "mine")[0] == 0
+    status, out, _ = finished(tmp_path, "rm", "mine", "--json")
+    assert status == 0 and json.loads(out)["is_deleted"]
     assert not (tmp_path / "drafts" / "mine").exists()
 
 
@@ -249,10 +250,13 @@ def test_a_head_is_not_measured_on_another_model(built: Built) -> None:
     assert "made for another model" in err
 
 
-def test_a_head_that_is_not_there_and_a_model_that_is_not_there_are_exit_code_3(tmp_path: Path) -> None:
-    for words, says in ((("rm", "none"), "no head named none"), (("build", "none"), "none is not a model folder")):
+def test_a_head_that_is_not_there_is_exit_code_5_and_a_model_that_is_not_there_3(tmp_path: Path) -> None:
+    for words, says, code in (
+        (("rm", "none"), "no head named none", 5),
+        (("build", "none"), "none is not a model folder", 3),
+    ):
         status, _, err = finished(tmp_path, *words)
-        assert status == 3
+        assert status == code
         (line,) = err.splitlines()
         assert says in line
     assert not (tmp_path / "drafts").exists()
