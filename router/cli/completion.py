@@ -47,9 +47,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
-    from router.cli.main import build_parser  # which imports this file
-
-    output.write(SCRIPTS[options.shell](list(places(build_parser()))))
+    output.write(SCRIPTS[options.shell](list(places(options.parser))))
     return ExitStatus.OK
 
 

@@ -81,8 +81,9 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all its verbs."""
+    """The parser with all its verbs; options know it as `parser`."""
     parser = Parser(prog="mlxspec", description=DESCRIPTION, epilog=EPILOG)
+    parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"mlxspec {VERSION}")
     verbs = Verbs(parser)
     for group in GROUPS:
