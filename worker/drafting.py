@@ -33,7 +33,7 @@ class Drafting:
     controller: Controller = field(default_factory=Controller)
     clock: Callable[[], float] = time.perf_counter
     drafted_steps: int = 0  # without a plain one between
-    once_s: float = 0.0  # what steps with computed drafts took beyond the prices of all their parts, lately
+    beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
     _skip: int = 0  # so many steps before the next look …
     _most_skipped: int = 0  # … which doubles while nothing pays
     _is_computed: bool = False  # whether the latest step had such drafts
@@ -71,8 +71,14 @@ class Drafting:
     def took(self, seconds: float, predicted_s: float) -> None:
         """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
         if self._is_computed:
-            beyond_s = max(seconds - predicted_s + self.once_s, 0.0)
-            self.once_s += _PRICE_RATE * (min(beyond_s, predicted_s) - self.once_s)
+            parts_s = predicted_s - self.once_s
+            beyond_s = min(max(seconds - parts_s, -parts_s), parts_s)
+            self.beyond_s += _PRICE_RATE * (beyond_s - self.beyond_s)
+
+    @property
+    def once_s(self) -> float:
+        """What a step costs besides if anybody computes a draft in it; noise in both directions makes no price."""
+        return max(self.beyond_s, 0.0)
 
     def settle(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
         """A step gave the row `gained` tokens, of which `accepted` had been drafted."""

@@ -67,7 +67,7 @@ PROMPTS = [
     "a, b, c, d, a, b, c, d, a, b,",
     "My favourite colour is",
 ]
-NEW_TOKENS = 10
+NEW_TOKENS = 7
 IN_PROCESS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.8, seed=3)}
 
 

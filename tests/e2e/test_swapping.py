@@ -14,7 +14,7 @@ from tests.e2e.tiny_model import write_model
 
 BUDGET_GB = 0.35  # one worker takes about 0.2
 TURN_S = 3.0
-LOADED_S = 40.0
+LOADED_S = 25.0
 
 
 @pytest.fixture
