@@ -8,10 +8,11 @@ from worker.drafters.controller import Candidate, Controller, Costs, Decision
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.request import Row
 
-PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known
+PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known; fewer at first
 LARGEST_SHARE = 0.02  # of the time of steps that find nothing to draft, for looking
 MOST_SKIPPED = 16  # steps in a row without a look
 _PRICE_RATE = 0.1  # weight of one step's measurement
+_MOST_BEYOND = 3.0  # a single step says at most so much, in prices of its parts
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
 
 
@@ -32,7 +33,8 @@ class Drafting:
     max_tokens: int = 8
     controller: Controller = field(default_factory=Controller)
     clock: Callable[[], float] = time.perf_counter
-    drafted_steps: int = 0  # without a plain one between
+    drafted_steps: int = 0  # without a plain one between …
+    plain_every: int = 1  # … and the most of them, which doubles up to PLAIN_EVERY
     beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
     _skip: int = 0  # so many steps before the next look …
     _most_skipped: int = 0  # … which doubles while nothing pays
@@ -45,7 +47,8 @@ class Drafting:
         `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in every step.
         """
         self._is_computed = False
-        if self._skip or self.drafted_steps >= PLAIN_EVERY:
+        if self._skip or self.drafted_steps >= self.plain_every:
+            self.plain_every = min(2 * self.plain_every, PLAIN_EVERY)
             self._skip = max(self._skip - 1, 0)
             self.drafted_steps = 0
             return [NO_DRAFT] * len(rows), 0.0
@@ -72,7 +75,7 @@ class Drafting:
         """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
         if self._is_computed:
             parts_s = predicted_s - self.once_s
-            beyond_s = min(max(seconds - parts_s, -parts_s), parts_s)
+            beyond_s = min(max(seconds - parts_s, -parts_s), _MOST_BEYOND * parts_s)
             self.beyond_s += _PRICE_RATE * (beyond_s - self.beyond_s)
 
     @property

@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 
 GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_SHARED_RATE = 0.1  # weight of a plain step's measurement for all sizes …
+_SHARED_RATE = 0.1  # least weight of a plain step's measurement for all sizes; the first ones count as in a mean …
 _OWN_RATE = 0.03  # … and for its own
 _DRAFTED_RATE = 0.1  # weight of a measurement with drafts, for its own size only
 _STEADY = 1.25  # how far the median of a calibration may lie above its best
+_HICCUP = 3.0  # what takes so many times longer than predicted says little, even at first
 _TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this factor away
 
 
@@ -28,6 +29,7 @@ class StepTimes:
 
     seconds: list[float | None] = field(default_factory=lambda: [None] * len(GRID))
     scale: float = 1.0  # what all sizes take now, over what the table says
+    plain_steps: int = 0  # that were observed
     _curve: tuple[list[int], list[float]] | None = None  # `_known`, until `seconds` changes
 
     @property
@@ -64,9 +66,12 @@ class StepTimes:
         if not self.is_measured:
             self._set(min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens)), seconds)
             return
-        ratio = min(max(seconds / self.predict(tokens), 1 / _TRUST), _TRUST)
+        taken = seconds / self.predict(tokens)
+        ratio = min(max(taken, 1 / _TRUST), _TRUST)
         if not has_drafts:
-            self.scale *= 1 + _SHARED_RATE * (ratio - 1)
+            self.plain_steps += taken < _HICCUP
+            early_rate = 1 / self.plain_steps if taken < _HICCUP else 0.0
+            self.scale *= 1 + max(_SHARED_RATE, early_rate) * (ratio - 1)
         rate = _DRAFTED_RATE if has_drafts else _OWN_RATE
         for i, share in [(_neighbours(tokens)[-1][0], 1.0)] if has_drafts else _neighbours(tokens):
             known = self.seconds[i]

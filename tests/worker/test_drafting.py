@@ -86,8 +86,16 @@ def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:
     for _ in range(100):
         _, draft_s = drafting.drafts([a_row()], lambda tokens: STEP_S)
         drafting.took(2.5, STEP_S + draft_s)
-    assert 0.9 < drafting.once_s <= 1.01  # learned until it pays no more, at most as much as all parts
-    assert drafted(drafting, 1) == [0]
+    assert 1.0 < drafting.once_s < 1.6  # learned until it pays no more
+    assert drafted(drafting, 2) == [0, 0]
+
+
+def test_plain_steps_are_frequent_at_first() -> None:
+    clock = Clock()
+    drafter = Slow(clock, 0.0)
+    drafter.finds = True
+    made = drafted(Drafting({"slow": drafter}, ("slow",), clock=clock), 100)
+    assert [i for i, length in enumerate(made) if not length][:6] == [1, 4, 9, 18, 35, 60]
 
 
 def test_steps_without_computed_drafts_say_nothing_of_their_price() -> None:

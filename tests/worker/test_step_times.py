@@ -86,3 +86,11 @@ def test_steps_with_drafts_tell_their_own_price_and_leave_that_of_plain_steps() 
         times.observe(13, dear_s, has_drafts=True)
     assert times.predict(8) == plain_s
     assert times.predict(16) > 1.05 * plain_s
+
+
+def test_the_first_plain_steps_say_at_once_how_fast_the_machine_is_now() -> None:
+    times = linear()
+    usual_s = times.predict(8)
+    for _ in range(3):
+        times.observe(8, 1.3 * usual_s)
+    assert times.predict(8) == pytest.approx(1.3 * usual_s, rel=0.03)

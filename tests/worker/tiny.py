@@ -14,7 +14,7 @@ from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import HealedLayersDrafter, LayersDrafter
 from worker.drafters.model import ModelDrafter
 from worker.drafters.ngram import NgramDrafter
-from worker.drafting import Drafting
+from worker.drafting import PLAIN_EVERY, Drafting
 from worker.engine import Engine, Pace
 from worker.heads.head import Head, HeadConfig
 from worker.heads.healed import HealedConfig, HealedLayers
@@ -157,7 +157,7 @@ class UnmeasuredDrafting(Drafting):
     """For tests that count drafts: what looking and drafting really take decides nothing."""
 
     def drafts(self, rows: Sequence[Row], step_s: Callable[[int], float]) -> tuple[list[Draft], float]:
-        self.clock = lambda: 0.0
+        self.clock, self.plain_every = lambda: 0.0, PLAIN_EVERY
         return super().drafts(rows, step_s)
 
     def took(self, seconds: float, predicted_s: float) -> None:
