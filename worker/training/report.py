@@ -26,7 +26,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     passes_s: float
     judging_s: float
     measuring_s: float
-    making_s: float = 0.0
+    making_s: float = 0.0  # older reports count it as training
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +146,7 @@ def history(report: Report) -> str:
         seconds = msgspec.structs.asdict(report.spent)
         total_s = sum(seconds.values()) or 1.0
         lines.append("time spent           s  share")
-        lines += [f"{n.removesuffix('_s'):10} {s:11.1f} {s / total_s:6.0%}" for n, s in seconds.items()]
+        lines += [f"{n.removesuffix('_s'):10} {s:11.1f} {s / total_s:6.0%}" for n, s in seconds.items() if s]
     return "\n".join(lines)
 
 

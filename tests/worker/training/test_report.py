@@ -34,6 +34,9 @@ def test_history_tells_where_the_time_went() -> None:
     lines = report.history(msgspec.structs.replace(shipped, curve=CURVE, spent=spent)).splitlines()
     assert lines[2].split() == ["60.0", "300000", "2.00"]
     assert [line.split() for line in lines[-5:-3]] == [["writing", "10.0", "10%"], ["reading", "30.0", "30%"]]
+    first = msgspec.structs.replace(spent, making_s=100.0)
+    lines = report.history(msgspec.structs.replace(shipped, spent=first)).splitlines()
+    assert ["making", "100.0", "50%"] in [line.split() for line in lines]
 
 
 def test_reading_is_estimated_from_its_timings_and_never_more_than_the_training() -> None:
