@@ -115,7 +115,7 @@ class HeadDrafter(ChainDrafter):
         """Read all that can be read of rows, sorted by slot: up to the token before the last one of each."""
         while behind := [row for row in rows if self._waiting(row) > 0]:
             room, read, ends = MOST_READ_TOKENS, [], []
-            for row in behind[:room]:
+            for row in behind:
                 tokens = min(self._waiting(row), room)
                 if tokens:
                     read.append(row)
