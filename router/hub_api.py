@@ -1,6 +1,7 @@
 """Models of Hugging Face over HTTP: `/hf/…`. The work is `router.hub`'s, in threads and child processes."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -9,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from common.config import Config
-from common.errors import Conflict, Forbidden, HubUnreachable, InvalidValue
+from common.errors import Conflict, Forbidden, HubUnreachable, InvalidValue, ModelUnavailable
 from common.states import WorkerState
 from router.answers import Answer, json_response
 from router.app_keys import BACKEND, CONFIG, HUB
@@ -96,7 +97,9 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 
 async def show_job(request: web.Request) -> web.Response:
-    return json_response(_job(request).state())
+    job = _job(request)
+    await _know(request.app, job)
+    return json_response(job.state())
 
 
 async def cancel_job(request: web.Request) -> web.Response:
@@ -110,11 +113,12 @@ async def cancel_job(request: web.Request) -> web.Response:
 
 async def job_events(request: web.Request) -> web.StreamResponse:
     """The job's state as server-sent events, at each change until it is over."""
-    out = EventWriter(request)
-    async for state in request.app[HUB].jobs.watch(_job(request), KEEP_ALIVE_S):
+    out, job = EventWriter(request), _job(request)
+    async for state in request.app[HUB].jobs.watch(job, KEEP_ALIVE_S):
         if state is None:
             await out.write(b": keep-alive\n\n")
         else:
+            await _know(request.app, job)
             await out.send([state])
     await out.write(b"data: [DONE]\n\n")
     return out.response
@@ -159,6 +163,13 @@ async def fetched(app: web.Application, job: Job) -> Path:
     path = await app[HUB].jobs.wait(job)
     await app[BACKEND].control.rescan()
     return path
+
+
+async def _know(app: web.Application, job: Job) -> None:
+    """Who hears that a model is ready may ask for it at once: then the supervisor knows of it, unless it is away."""
+    if job.status == "done":
+        with contextlib.suppress(ModelUnavailable):
+            await app[BACKEND].control.rescan()
 
 
 async def _announce(app: web.Application, job: Job) -> None:
