@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq.asyncio
 
 from common import sockets, wire
@@ -343,7 +344,7 @@ class IoThread:
         return Finished(
             request_id=gain.request_id,
             reason="stop",
-            usage=_with_completion(usage, stream.tokens),
+            usage=msgspec.structs.replace(usage, completion_tokens=stream.tokens),
             timings=timings,
         )
 
@@ -378,17 +379,6 @@ async def _greet(events: zmq.asyncio.Socket, say: Callable[[], Awaitable[None]])
 
 def _failed(request_id: str, error: MlxspecError) -> Failed:
     return Failed(request_id=request_id, code=error.code, message=error.message, param=error.param)
-
-
-def _with_completion(usage: Usage, completion_tokens: int) -> Usage:
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=completion_tokens,
-        cached_tokens=usage.cached_tokens,
-        drafted_tokens=usage.drafted_tokens,
-        accepted_tokens=usage.accepted_tokens,
-        steps=usage.steps,
-    )
 
 
 def text_stream(tokenizer: Any, end_tokens: frozenset[int], stop: tuple[str, ...] = ()) -> TextStream:
