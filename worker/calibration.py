@@ -59,5 +59,6 @@ def _run(target: Target, segments: list[Segment]) -> None:
 
 def file(what: str, weights: str) -> Path:
     """Where measurements of `what` (a model's path) on this device are kept."""
-    what = f"{what}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
+    versions = "|".join(metadata.version(name) for name in ("mlx", "mlxspec"))
+    what = f"{what}|{weights}|{backend.describe()}|{versions}"
     return paths.home() / "calibration" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from worker import cpu_ops
+from worker import cpu_ops, matrices
 from worker.cache import spans
 from worker.cache.attention import attention_style, install
 from worker.cache.families import LayerCache, ragged_caches
@@ -58,6 +58,7 @@ class Target:
         self.caches_beside: list[RaggedKVCache] = []  # of the follower
         install(model)
         cpu_ops.install(model)
+        matrices.install(model)
         self._head = _HeadInput.of(model)
         self._follower: Follower | None = None
         self._taps: Taps | None = None

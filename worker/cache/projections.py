@@ -43,7 +43,7 @@ def open_layers(mixer: nn.Module) -> None:
     if "mx.compile(self" in inspect.getsource(type(mixer)):
         return
     for layer in mixer.modules():
-        if type(layer) in (nn.Linear, nn.QuantizedLinear):
+        if isinstance(layer, nn.Linear | nn.QuantizedLinear):
             _open(layer)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from worker import cpu_ops
+from worker import cpu_ops, matrices
 from worker.cache.attention import install
 from worker.cache.layout import Segment, padded_tokens
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
@@ -89,6 +89,7 @@ class HeadDrafter(ChainDrafter):
         self._hidden = mx.zeros((0, 1, config.hidden_size), dtype)  # … and the head's latest output for each
         install(head)
         cpu_ops.install(head)
+        matrices.install(head)
         target.follow(self, config.taps, self.caches)
 
     # --- what the target did ------------------------------------------------------------------------------

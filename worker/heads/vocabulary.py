@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from worker import matrices
+
 
 class NoVocabulary(ValueError):
     """The model's embedding cannot be told from its other parts."""
@@ -33,7 +35,7 @@ class Rows:
         weight = rows("weight")
         assert weight is not None
         if "scales" not in module:
-            return cls(weight, bias=rows("bias"))
+            return cls(matrices.ordered(weight), bias=rows("bias"))
         form = module.group_size, module.bits, getattr(module, "mode", "affine")
         return cls(weight, rows("scales"), rows("biases"), rows("bias"), *form)
 
@@ -41,12 +43,11 @@ class Rows:
         if self.scales is None:
             product = hidden @ self.weight.T
         else:
-            product = mx.quantized_matmul(
+            product = matrices.quantized_product(
                 hidden,
                 self.weight,
                 scales=self.scales,
                 biases=self.biases,
-                transpose=True,
                 group_size=self.group_size,
                 bits=self.bits,
                 mode=self.mode,
