@@ -82,7 +82,7 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     return Ready(engine, loaded.tokenizer, facts, loader.end_tokens(loaded.tokenizer, loaded.config))
 
 
-def _checked_target(model: Any, reference: list[Any], kv_bits: int) -> tuple[Target, str]:
+def _checked_target(model: Any, reference: self_test.Reference, kv_bits: int) -> tuple[Target, str]:
     """The model with its caches, checked with unrounded keys and values first; and why it cannot speculate, or ""."""
     target = Target(model)
     unspeculative = self_test.check(target, reference)
@@ -93,7 +93,7 @@ def _checked_target(model: Any, reference: list[Any], kv_bits: int) -> tuple[Tar
     return target, unspeculative
 
 
-def _rounded(model: Any, reference: list[Any], kv_bits: int) -> Target:
+def _rounded(model: Any, reference: self_test.Reference, kv_bits: int) -> Target:
     target = Target(model, kv_bits)
     try:
         fault = self_test.check(target, reference, self_test.ROUNDED_TOLERANCE[kv_bits])

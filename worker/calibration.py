@@ -59,6 +59,5 @@ def _run(target: Target, segments: list[Segment]) -> None:
 
 def file(what: str, weights: str) -> Path:
     """Where measurements of `what` (a model's path) on this device are kept."""
-    versions = "|".join(metadata.version(name) for name in ("mlx", "mlxspec"))
-    what = f"{what}|{weights}|{backend.describe()}|{versions}"
+    what = f"{what}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
     return paths.home() / "calibration" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"

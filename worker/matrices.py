@@ -23,6 +23,7 @@ from worker import backend
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _GATED = ("gate_proj", "up_proj")
+_JOINED = {"cpu": (_ATTENTION,), "cuda": (_ATTENTION, _GATED)}  # by device; on Metal nobody has tried it yet
 _ARRAYS = ("weight", "scales", "biases", "bias")  # whose first axis are a layer's outputs
 _FORM = ("group_size", "bits", "mode")
 
@@ -39,7 +40,7 @@ def install(model: nn.Module) -> None:
     """
     device = backend.name()
     for module in model.modules():
-        for names in [_ATTENTION] if device == "cpu" else [_ATTENTION, _GATED]:
+        for names in _JOINED.get(device, ()):
             if _read_the_same(module, names):
                 _join([module[name] for name in names])
     for module in model.modules():

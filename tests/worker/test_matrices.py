@@ -37,7 +37,7 @@ class Unlike(nn.Module):  # type: ignore[misc]
         return total
 
 
-@pytest.fixture(params=["cpu", "metal", "cuda"])
+@pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The rules of each device, on this one."""
     monkeypatch.setattr(backend, "name", lambda: request.param)

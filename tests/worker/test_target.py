@@ -132,3 +132,22 @@ def test_cleared_target_holds_no_states() -> None:
     assert target.kv_bytes > 0
     target.clear()
     assert target.kv_bytes == 0
+
+
+def test_a_model_may_be_as_far_off_as_it_is_from_itself() -> None:
+    model = tiny.make_model("llama")
+    logits = self_test.reference_logits(model).logits
+    spread = logits[0].max() - logits[0].min()
+    off = [logits[0].at[3].add(0.1 * spread), *logits[1:]]
+    with pytest.raises(self_test.WrongLogits, match="limit 5%"):
+        self_test.check(Target(model), self_test.Reference(off))
+    assert self_test.check(Target(model), self_test.Reference(off, noise=0.03)) == ""
+
+
+def test_a_model_in_16_bits_is_read_in_two_ways() -> None:
+    model = tiny.make_model("llama")
+    assert self_test.reference_logits(model).noise == 0
+    model.set_dtype(mx.bfloat16)
+    reference = self_test.reference_logits(model)
+    assert 0 <= reference.noise < 0.2
+    assert self_test.check(Target(model), reference) == ""
