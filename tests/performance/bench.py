@@ -65,7 +65,7 @@ def main() -> int:
         prompts = choose(options)
         chosen = texts.spread(prompts, options.n)
         others = texts.spread([prompt for prompt in prompts if prompt not in chosen], options.warm_up)
-        bodies, warm_up = ([chat(prompt, options.max_tokens) for prompt in part] for part in (chosen, others))
+        bodies, warm_up = ([request(prompt, i, options) for i, prompt in enumerate(part)] for part in (chosen, others))
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -73,7 +73,10 @@ def main() -> int:
         facts = our_facts(options.model)
         pair = both(options, facts["weights_dtype"], warm_up)
         print(f"{cores()} cores; {facts['backend']}; {facts['weights_dtype']} weights; model {options.model.name}")
-        print(f"{len(bodies)} prompts, at most {options.max_tokens} tokens each, greedy", flush=True)
+        print(
+            f"{len(bodies)} prompts, at most {options.max_tokens} tokens each, temperature {options.temperature:g}",
+            flush=True,
+        )
         rounds = [
             measure_both(pair, bodies, clients, ours_first=repeat % 2 == 0)
             for clients in options.clients
@@ -93,6 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clients", type=counts, default=[1, 4, 8], metavar="N,...", help="default 1,4,8")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each server; the median counts")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0; each prompt has a seed")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines with "turns", as Spec-Bench has them')
     parser.add_argument("--edits", action="store_true", help="edit tasks made from this repository's own files")
     parser.add_argument("--categories", type=names, default=[], metavar="NAME,...", help="only these questions of FILE")
@@ -123,6 +127,10 @@ def counts(text: str) -> list[int]:
 
 def names(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
+
+
+def request(prompt: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    return chat(prompt, options.max_tokens, temperature=options.temperature, seed=seed)
 
 
 def choose(options: argparse.Namespace) -> list[str]:
