@@ -142,6 +142,8 @@ def test_a_model_may_be_as_far_off_as_it_is_from_itself() -> None:
     with pytest.raises(self_test.WrongLogits, match="limit 5%"):
         self_test.check(Target(model), self_test.Reference(off))
     assert self_test.check(Target(model), self_test.Reference(off, noise=0.03)) == ""
+    with pytest.raises(self_test.WrongLogits, match="limit 35%"):
+        self_test.check(Target(model), self_test.Reference([logits[1], logits[0], logits[2]], noise=9.0))
 
 
 def test_a_model_in_16_bits_is_read_in_two_ways() -> None:
