@@ -142,7 +142,7 @@ def _drafting(available: Available, config: Config) -> Drafting:
         available.drafters,
         in_auto=tuple(available.in_auto),
         max_tokens=config.speculation.max_draft_tokens,
-        controller=Controller(priors=available.agreement),
+        controller=Controller(priors=available.acceptance),
     )
 
 

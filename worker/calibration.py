@@ -19,6 +19,7 @@ LARGEST = 128  # tokens of the largest step that is timed at load
 BUDGET_S = 4.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
 _CONTEXT = 32
+_EDITION = 2  # of how steps and drafts are made and timed: what an older one took says nothing
 
 log = logging.getLogger(__name__)
 
@@ -59,5 +60,5 @@ def _run(target: Target, segments: list[Segment]) -> None:
 
 def file(what: str, weights: str) -> Path:
     """Where measurements of `what` (a model's path) on this device are kept."""
-    what = f"{what}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
+    what = f"{_EDITION}|{what}|{weights}|{backend.describe()}|{metadata.version('mlx')}"
     return paths.home() / "calibration" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"

@@ -4,15 +4,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from worker.drafters.controller import Candidate, Controller, Costs, Decision
+from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.request import Row
+from worker.step_times import StepTimes
 
 PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known; fewer at first
 LARGEST_SHARE = 0.02  # of the time of steps that find nothing to draft, for looking
 MOST_SKIPPED = 16  # steps in a row without a look
 _PRICE_RATE = 0.1  # weight of one step's measurement
-_MOST_BEYOND = 3.0  # a single step says at most so much, in prices of its parts
+_MOST_OFF = 0.5  # a single step is taken to be off by so much at most, in prices of its parts
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
 
 
@@ -38,15 +39,16 @@ class Drafting:
     beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
     _skip: int = 0  # so many steps before the next look …
     _most_skipped: int = 0  # … which doubles while nothing pays
+    catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     _is_computed: bool = False  # whether the latest step had such drafts
 
-    def drafts(self, rows: Sequence[Row], step_s: Callable[[int], float]) -> tuple[list[Draft], float]:
+    def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
         """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
 
         Looking takes time as well: where nothing paid, the next looks are put off until they take no more than
         `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in every step.
         """
-        self._is_computed = False
+        self._is_computed = self.catches_up = False
         if self._skip or self.drafted_steps >= self.plain_every:
             self.plain_every = min(2 * self.plain_every, PLAIN_EVERY)
             self._skip = max(self._skip - 1, 0)
@@ -54,17 +56,26 @@ class Drafting:
             return [NO_DRAFT] * len(rows), 0.0
         began_s = self.clock()
         offers = [self._offers(row) for row in rows]
-        plan = self._best_plan(rows, offers, step_s) if any(offers) else None
+        plan = self._best_plan(rows, offers, times) if any(offers) else None
         if plan is None or not any(plan.decision.lengths):
             self.drafted_steps = 0
+            self._rest()
             if rows:
-                self._put_off((self.clock() - began_s) / step_s(len(rows)))
+                self._put_off((self.clock() - began_s) / times.predict(len(rows)))
             return [NO_DRAFT] * len(rows), 0.0
         self._most_skipped = 0
         self.drafted_steps += 1
         drafts = self._granted(rows, plan)
-        self._is_computed = any(draft.pending is not None for draft in drafts)
+        if not self._is_computed:
+            self._rest()
         return drafts, plan.decision.draft_s
+
+    def _rest(self) -> None:
+        """Nobody computes: what made it look dear is forgotten slowly, or it would never be tried again."""
+        self.beyond_s *= FADES
+        for name, drafter in self.drafters.items():
+            if drafter.step_s(1):
+                self.controller.rest(name)
 
     def _put_off(self, share: float) -> None:
         """A look that took `share` of a step's time found nothing."""
@@ -75,8 +86,8 @@ class Drafting:
         """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
         if self._is_computed:
             parts_s = predicted_s - self.once_s
-            beyond_s = min(max(seconds - parts_s, -parts_s), _MOST_BEYOND * parts_s)
-            self.beyond_s += _PRICE_RATE * (beyond_s - self.beyond_s)
+            off_s = seconds - parts_s - self.beyond_s
+            self.beyond_s += _PRICE_RATE * min(max(off_s, -_MOST_OFF * parts_s), _MOST_OFF * parts_s)
 
     @property
     def once_s(self) -> float:
@@ -133,15 +144,13 @@ class Drafting:
 
     # --- the choice ---------------------------------------------------------------------------------------
 
-    def _best_plan(
-        self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], step_s: Callable[[int], float]
-    ) -> Plan:
+    def _best_plan(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], times: StepTimes) -> Plan:
         """The best of two plans: only copies are drafted, or everyone also computes who gains more by it.
 
         A drafter that computes has a price that its rows share, so it is worth it for many or for none.
         """
         prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.step_s(1)}
-        costs = Costs(step_s, prices, self.once_s)
+        costs = Costs(times.predict_all, prices, self.once_s)
         copies = [[offer for offer in own if offer.tokens is not None] for own in offers]
         plan = self._plan(rows, [self._favourite(row, own) for row, own in zip(rows, copies, strict=True)], costs)
         if all(offer.tokens is not None for own in offers for offer in own):
@@ -176,8 +185,11 @@ class Drafting:
                 asks.setdefault(offer.drafter, {})[place] = Ask(row, offer, length)
         drafts = [NO_DRAFT] * len(rows)
         for name, wanted in asks.items():
-            for place, draft in zip(wanted, self.drafters[name].draft(list(wanted.values())), strict=True):
+            drafter = self.drafters[name]
+            self.catches_up |= drafter.catches_up([ask.row for ask in wanted.values()])
+            for place, draft in zip(wanted, drafter.draft(list(wanted.values())), strict=True):
                 drafts[place] = draft
+        self._is_computed = any(draft.pending is not None for draft in drafts)
         return drafts
 
 

@@ -112,7 +112,7 @@ class Engine:
 
     def step(self) -> StepReport:
         """Run one step for all rows and say what each gained."""
-        began = self.clock()
+        began, compiled = self.clock(), self.target.compiled_shapes
         self._admit(began)
         ended, self._ended = tuple(self._ended), []
         if not self.rows:
@@ -129,7 +129,8 @@ class Engine:
         self._let_go()
         self.drafting.keep_up(self.rows)
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
-        self._learn(feeds, gains, report)
+        is_usual = self.target.compiled_shapes == compiled and not self.drafting.catches_up
+        self._learn(feeds, gains, report, is_usual=is_usual)
         return report
 
     def _admit(self, now_s: float) -> None:
@@ -198,7 +199,7 @@ class Engine:
     def _propose(self) -> list[Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""
         decoding = [row for row in self.rows if row.is_decoding]
-        proposed, self._draft_s = self.drafting.drafts(decoding, self.times.predict)
+        proposed, self._draft_s = self.drafting.drafts(decoding, self.times)
         drafts = dict(zip((row.slot for row in decoding), proposed, strict=True))
         decode_tokens = len(decoding) + sum(draft.length for draft in proposed)
         prefilling = [row for row in self.rows if not row.is_decoding]
@@ -307,11 +308,29 @@ class Engine:
             total_s=self.clock() - began,
         )
 
-    def _learn(self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport) -> None:
-        """Refresh the measured times, and what these tokens would have taken without drafts."""
+    def _learn(
+        self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport, *, is_usual: bool
+    ) -> None:
+        """Refresh the measured times, and what these tokens would have taken without drafts.
+
+        A step that was not a usual one, since something had to be compiled or read first, tells nothing.
+        """
+        self.totals.add(report)
+        if is_usual:
+            self._learn_times(feeds, report)
+        if report.prefill_tokens or not self.times.is_measured:
+            return
+        plain_s = self.times.predict(len(feeds))
+        for feed, gain in zip(feeds, gains, strict=True):
+            gained = len(gain.tokens) if gain else 0
+            feed.row.plain_decode_s += gained * plain_s
+            feed.row.measured_decode_s += report.total_s
+        self.totals.plain_decode_s += report.gained / len(feeds) * plain_s
+        self.totals.measured_decode_s += report.total_s
+
+    def _learn_times(self, feeds: Sequence[Feed], report: StepReport) -> None:
         size = sum(feed.size for feed in feeds)
         step_s = max(report.total_s - self._draft_s, 0.0)
-        self.totals.add(report)
         if self.on_step_time is not None and self.times.is_measured:
             self.on_step_time(step_s, self.times.usual(size))
         if report.prefill_tokens:
@@ -321,12 +340,3 @@ class Engine:
         if report.drafted and self.times.is_measured:
             self.drafting.took(report.total_s, self.times.predict(size) + self._draft_s)
         self.times.observe(size, step_s, has_drafts=report.drafted > 0)
-        if not self.times.is_measured:
-            return
-        plain_s = self.times.predict(len(feeds))
-        for feed, gain in zip(feeds, gains, strict=True):
-            gained = len(gain.tokens) if gain else 0
-            feed.row.plain_decode_s += gained * plain_s
-            feed.row.measured_decode_s += report.total_s
-        self.totals.plain_decode_s += report.gained / len(feeds) * plain_s
-        self.totals.measured_decode_s += report.total_s

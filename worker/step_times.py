@@ -7,10 +7,15 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
-GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+Array = np.ndarray[Any, Any]
+
+GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
+TIMED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # those that are timed at load; steps tell of the others
 _SHARED_RATE = 0.1  # least weight of a plain step's measurement for all sizes; the first ones count as in a mean …
 _OWN_RATE = 0.03  # … and for its own
 _DRAFTED_RATE = 0.1  # weight of a measurement with drafts, for its own size only
@@ -45,6 +50,13 @@ class StepTimes:
         slope = (times[i] - times[i - 1]) / (sizes[i] - sizes[i - 1])
         return max(times[0], times[i - 1] + slope * (tokens - sizes[i - 1])) * self.scale
 
+    def predict_all(self, tokens: Array) -> Array:
+        """Seconds of steps of so many tokens each, as `predict` says."""
+        sizes, times = self._known()
+        slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else 0.0
+        predicted: Array = np.interp(tokens, sizes, times) + np.maximum(tokens - sizes[-1], 0) * slope
+        return predicted * self.scale
+
     def usual(self, tokens: int) -> float:
         """Seconds of such a step on a calm machine: the prediction without the drift since load."""
         return self.predict(tokens) / self.scale
@@ -74,9 +86,8 @@ class StepTimes:
             self.scale *= 1 + max(_SHARED_RATE, early_rate) * (ratio - 1)
         rate = _DRAFTED_RATE if has_drafts else _OWN_RATE
         for i, share in [(_neighbours(tokens)[-1][0], 1.0)] if has_drafts else _neighbours(tokens):
-            known = self.seconds[i]
-            base = known if known is not None else self.predict(GRID[i]) / self.scale
-            self._set(i, base * (1 + rate * share * (ratio - 1)))
+            self._set(i, self.usual(GRID[i]) * (1 + rate * share * (ratio - 1)))
+            self._lift(i)
 
     def calibrate(self, run: Callable[[int], float], largest: int, budget_s: float, repeats: int = 3) -> bool:
         """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up.
@@ -85,7 +96,7 @@ class StepTimes:
         agree well enough to be kept.
         """
         is_steady, spent_s = True, 0.0
-        for i, size in enumerate(GRID):
+        for size in TIMED:
             if size > largest:
                 break
             if spent_s > budget_s and self.is_measured:
@@ -93,9 +104,17 @@ class StepTimes:
             spent_s += run(size)
             taken = sorted(run(size) for _ in range(repeats if spent_s < budget_s else 1))
             spent_s += sum(taken)
-            self._set(i, taken[0])
+            self._set(GRID.index(size), taken[0])
             is_steady = is_steady and taken[len(taken) // 2] < _STEADY * taken[0]
         return is_steady
+
+    def _lift(self, i: int) -> None:
+        """What is larger takes as long at least: it may have been measured long ago, with less to attend to."""
+        least = self.seconds[i]
+        for j in range(i + 1, len(GRID)):
+            known = self.seconds[j]
+            if known is not None and least is not None and known < least:
+                self._set(j, least)
 
     def _set(self, i: int, seconds: float) -> None:
         self.seconds[i] = seconds
@@ -119,9 +138,10 @@ class StepTimes:
 def load(path: Path) -> StepTimes | None:
     """What an earlier worker of the same model on the same device measured, or None."""
     try:
-        return StepTimes(seconds=msgspec.json.decode(path.read_bytes(), type=list[float | None]))
+        seconds = msgspec.json.decode(path.read_bytes(), type=list[float | None])
     except (OSError, msgspec.DecodeError):
         return None
+    return StepTimes(seconds=seconds) if len(seconds) == len(GRID) else None
 
 
 def save(times: StepTimes, path: Path) -> None:

@@ -64,10 +64,13 @@ class Target:
         self._taps: Taps | None = None
         self._is_partial = False  # see `partial`
         self._tapped: list[mx.array] = []  # what the tapped layers put out in the latest step
-        self.on_compile: Callable[[], None] = lambda: None  # called before a step of a new shape is compiled
-        self._compiled = CompiledStep(self._run, self._kv_layers, self.state, self._tell_compile)
+        self.on_compile: Callable[[], None] = lambda: None  # called before a step of a new shape is compiled …
+        self.compiled_shapes = 0  # … of which there were so many
+        self._compiled = CompiledStep(self._run, self._kv_layers, self.state, self.tell_compile)
 
-    def _tell_compile(self) -> None:
+    def tell_compile(self) -> None:
+        """A step of a new shape is about to be compiled."""
+        self.compiled_shapes += 1
         self.on_compile()
 
     def forward(self, segments: Sequence[Segment], tokens: mx.array | Sequence[int], chosen: Sequence[int]) -> mx.array:
@@ -108,7 +111,7 @@ class Target:
         self._follower = follower
         self.caches_beside = list(caches)
         own = [c for c in self._kv_layers if c not in caches]
-        self._compiled = CompiledStep(self._run, own, self.state, self._tell_compile)
+        self._compiled = CompiledStep(self._run, own, self.state, self.tell_compile)
 
     def _followed(self, step: Step, outputs: list[mx.array]) -> mx.array:
         logits, *self._tapped = outputs

@@ -8,8 +8,10 @@ from tests.worker import tiny
 from worker.drafters.drafter import Ask, CopyingDrafter, Draft, Offer, Pending
 from worker.drafting import MOST_SKIPPED, Drafting
 from worker.request import Row
+from worker.step_times import GRID, StepTimes
 
 STEP_S = 1.0
+FLAT = StepTimes([STEP_S] * len(GRID))
 
 
 class Clock:
@@ -59,7 +61,7 @@ def a_row() -> Row:
 
 def drafted(drafting: Drafting, steps: int) -> list[int]:
     rows = [a_row()]
-    return [drafting.drafts(rows, lambda tokens: STEP_S)[0][0].length for _ in range(steps)]
+    return [drafting.drafts(rows, FLAT)[0][0].length for _ in range(steps)]
 
 
 def test_looks_that_cost_nothing_are_made_in_every_step() -> None:
@@ -84,10 +86,38 @@ def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:
     drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
     assert drafted(drafting, 1) == [2]
     for _ in range(100):
-        _, draft_s = drafting.drafts([a_row()], lambda tokens: STEP_S)
+        _, draft_s = drafting.drafts([a_row()], FLAT)
         drafting.took(2.5, STEP_S + draft_s)
     assert 1.0 < drafting.once_s < 1.6  # learned until it pays no more
-    assert drafted(drafting, 2) == [0, 0]
+    drafting.beyond_s *= 1.1  # it moves about the price at which a draft pays
+    assert not any(drafted(drafting, 10))
+
+
+def test_what_made_computed_drafts_dear_is_forgotten_while_nobody_computes() -> None:
+    clock = Clock()
+    drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
+    for _ in range(100):
+        _, draft_s = drafting.drafts([a_row()], FLAT)
+        drafting.took(2.5, STEP_S + draft_s)
+    dear_s = drafting.once_s
+    drafting.controller.observe("0", "slow", 0, 2, 0)  # a little worse as well
+    drafting.beyond_s *= 1.2
+    assert not any(drafted(drafting, 20))
+    assert any(drafted(drafting, 1000))  # another try
+    assert drafting.once_s < dear_s * 1.2
+
+
+def test_a_step_that_catches_up_says_so() -> None:
+    class Behind(Computing):
+        def catches_up(self, rows: Sequence[Row]) -> bool:
+            return True
+
+    for kind in (Computing, Behind):
+        drafting = Drafting({"slow": kind(Clock(), 0.0)}, ("slow",), clock=Clock())
+        assert drafted(drafting, 1) == [2]
+        assert drafting.catches_up == (kind is Behind)
+        assert drafted(drafting, 1) == [0]  # the plain step in between
+        assert not drafting.catches_up
 
 
 def test_plain_steps_are_frequent_at_first() -> None:
@@ -113,7 +143,7 @@ def test_noise_in_both_directions_makes_no_price() -> None:
     drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
     prices = []
     for number in range(200):
-        _, draft_s = drafting.drafts([a_row()], lambda tokens: STEP_S)
+        _, draft_s = drafting.drafts([a_row()], FLAT)
         drafting.took((STEP_S + draft_s - drafting.once_s) * (1.4 if number % 2 else 0.6), STEP_S + draft_s)
         prices.append(drafting.once_s)
     assert sum(prices[100:]) / 100 < 0.03

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from worker import step_times
@@ -17,10 +18,18 @@ def test_predicts_between_and_beyond_what_was_measured(tokens: int) -> None:
     assert linear().predict(tokens) == pytest.approx(0.05 + 0.001 * tokens)
 
 
+def test_predicts_many_as_one() -> None:
+    times = linear()
+    times.scale, times.seconds[3], times.seconds[-1] = 1.7, 9.0, None
+    tokens = np.arange(1, 900)
+    assert times.predict_all(tokens) == pytest.approx([times.predict(n) for n in tokens.tolist()])
+    assert StepTimes([0.2, *[None] * (len(GRID) - 1)]).predict_all(tokens) == pytest.approx(0.2)
+
+
 def test_a_disturbed_measurement_does_not_make_a_size_dearer_than_a_larger_one() -> None:
     times = linear()
-    times.seconds[2] = 9.0
-    assert times.predict(4) == pytest.approx(times.predict(8))
+    times.seconds[GRID.index(4)] = 9.0
+    assert times.predict(4) == pytest.approx(times.predict(6))
 
 
 def test_follows_what_steps_take_now() -> None:
@@ -60,7 +69,7 @@ def test_calibration_on_a_crawling_machine_ends_early_and_is_not_kept() -> None:
     times = StepTimes()
     assert not times.calibrate(lambda n: 5.0 + n, largest=128, budget_s=4)
     assert times.is_measured
-    assert times.seconds[2:] == [None] * 8
+    assert [size for size, s in zip(GRID, times.seconds, strict=True) if s is not None] == [1, 2]
 
 
 def test_survives_a_restart_and_a_broken_file(tmp_path: Path) -> None:
@@ -69,6 +78,8 @@ def test_survives_a_restart_and_a_broken_file(tmp_path: Path) -> None:
     step_times.save(linear(), file)
     assert step_times.load(file) == linear()
     file.write_text("{")
+    assert step_times.load(file) is None
+    file.write_text("[0.1, 0.2]")  # of other sizes
     assert step_times.load(file) is None
 
 
@@ -94,3 +105,13 @@ def test_the_first_plain_steps_say_at_once_how_fast_the_machine_is_now() -> None
     for _ in range(3):
         times.observe(8, 1.3 * usual_s)
     assert times.predict(8) == pytest.approx(1.3 * usual_s, rel=0.03)
+
+
+def test_a_size_that_turns_out_dearer_than_larger_ones_takes_them_along_and_does_not_run_away() -> None:
+    times = StepTimes([0.01] * len(GRID))
+    for _ in range(500):
+        times.observe(24, 0.02, has_drafts=True)
+    assert times.predict(24) == pytest.approx(0.02, rel=0.05)
+    assert times.predict(64) == pytest.approx(0.02, rel=0.05)
+    assert times.predict(8) == 0.01
+    assert max(s for s in times.seconds if s is not None) < 0.022

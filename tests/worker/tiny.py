@@ -150,15 +150,15 @@ class Noise(CopyingDrafter):
 
 def flat_times() -> StepTimes:
     """A device on which verification is free: every draft is worth a try."""
-    return StepTimes([0.01 + 1e-9 * i for i in range(10)])
+    return StepTimes([0.01 + 1e-9 * i for i in range(len(GRID))])
 
 
 class UnmeasuredDrafting(Drafting):
     """For tests that count drafts: what looking and drafting really take decides nothing."""
 
-    def drafts(self, rows: Sequence[Row], step_s: Callable[[int], float]) -> tuple[list[Draft], float]:
+    def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
         self.clock, self.plain_every = lambda: 0.0, PLAIN_EVERY
-        return super().drafts(rows, step_s)
+        return super().drafts(rows, times)
 
     def took(self, seconds: float, predicted_s: float) -> None:
         """Learn nothing."""
@@ -230,7 +230,7 @@ def make_head(model: Any, seed: int = 3) -> Head:
 
 
 def cheap_times() -> StepTimes:
-    return StepTimes([1e-6 + 1e-9 * i for i in range(10)])
+    return StepTimes([1e-6 + 1e-9 * i for i in range(len(GRID))])
 
 
 def make_request(number: int, seed: int = 0, **changes: Any) -> Request:

@@ -11,6 +11,7 @@ from common.logs import fields
 from worker import calibration, loader, self_test
 from worker.cache.ragged import UnsupportedCache
 from worker.drafters import trial
+from worker.drafters.chain import ChainDrafter
 from worker.drafters.drafter import Drafter
 from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import HealedLayersDrafter, LayersDrafter
@@ -31,21 +32,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Available:
-    """A model's drafters by name, those of them that `auto` uses, and the agreement that trials found."""
+    """A model's drafters by name, and those of them that `auto` uses.
+
+    `acceptance`: what to expect of those that compute, by position, from their reports or trials.
+    """
 
     drafters: dict[str, Drafter] = field(default_factory=dict)
     in_auto: list[str] = field(default_factory=list)
-    agreement: dict[str, float] = field(default_factory=dict)
+    acceptance: dict[str, Sequence[float]] = field(default_factory=dict)
 
     def add(self, drafter: Drafter) -> None:
         self.drafters[drafter.name] = drafter
         self.in_auto.append(drafter.name)
 
-    def add_tried(self, drafter: Drafter, found: Trial, times: StepTimes) -> None:
+    def add_tried(self, drafter: ChainDrafter, found: Trial, times: StepTimes) -> None:
         """A drafter that computes is used by `auto` only where it promises a gain."""
         self.drafters[drafter.name] = drafter
-        self.agreement[drafter.name] = found.agreement
-        if trial.is_promising(found.agreement, drafter.step_s, times.predict):
+        self.acceptance[drafter.name] = drafter.acceptance or (found.agreement,)
+        if trial.is_promising(self.acceptance[drafter.name], drafter.step_s, times.predict):
             self.in_auto.append(drafter.name)
 
 
@@ -57,7 +61,9 @@ def load_head(loaded: Loaded, target: Target) -> HeadDrafter | None:
             return None
         dtype = embedding(loaded.model)(mx.zeros(1, mx.int32)).dtype
         head = folder.load(entry.folder, entry.config.target, loaded.model, dtype)
-        return HeadDrafter(target, head, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
+        drafter = HeadDrafter(target, head, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
+        drafter.acceptance = entry.verdict.acceptance
+        return drafter
     except (folder.BadHead, NoLayers, NoVocabulary) as error:
         log.warning("The model's draft head is not used. %s", fields(reason=str(error)))
         return None
@@ -74,6 +80,7 @@ def load_layers(loaded: Loaded) -> HealedLayersDrafter | None:
         drafter = HealedLayersDrafter(healed, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
         if not drafter.target.has_prefixes:
             raise folder.BadHead("the model keeps recurrent states, which a chain of drafted tokens cannot take back")
+        drafter.acceptance = entry.verdict.acceptance
         return drafter
     except (folder.BadHead, NoLayers, NoVocabulary, UnsupportedCache) as error:
         log.warning("The model's healed layers are not used. %s", fields(reason=str(error)))

@@ -22,7 +22,8 @@ MATCH = 0  # all drafts of such a drafter are of one class
 class ChainDrafter:
     """Drafts with `forward` on the cache of `target`, whose slots are those of the rows.
 
-    `times`: seconds of such a forward by its number of tokens.
+    `times`: seconds of such a forward by its number of tokens. `acceptance`: what to expect of its drafts by position,
+    where that is known better than by a trial.
     """
 
     name = "chain"
@@ -30,12 +31,16 @@ class ChainDrafter:
     def __init__(self, target: Target, times: StepTimes) -> None:
         self.target = target
         self.times = times
+        self.acceptance: Sequence[float] = ()
 
     def offer(self, row: Row, limit: int) -> Offer | None:
         return Offer(self.name, limit, MATCH)
 
     def step_s(self, rows: int) -> float:
         return self.times.predict(rows)
+
+    def catches_up(self, rows: Sequence[Row]) -> bool:
+        return False
 
     def draft(self, asks: Sequence[Ask]) -> list[Draft]:
         """One chain for all rows together; those that asked for less leave it earlier."""

@@ -6,9 +6,13 @@ sorted by their chance to be reached and accepted. A drafter that computes also 
 that it drafts, shared by its rows. (After TurboSpec, arXiv 2406.14066, at the level of single tokens.)
 """
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
 
 PROBE_TOKENS = 128  # a row that drafts nothing is parked and tries again after so many tokens …
 PROBE_TOKENS_MAX = 4096  # … doubling while its probes fail
@@ -20,6 +24,7 @@ _ROW_WEIGHT = 6.0
 _MEMORY = 0.97
 _SHARED_FROM = 4  # positions from here on share one estimate
 _SUREST = 0.98
+FADES = 0.999  # what is known of a drafter that computes, after each step in which it was not used
 
 
 @dataclass(slots=True)
@@ -36,6 +41,11 @@ class Tally:
     def mean(self, prior: float, weight: float) -> float:
         return (self.accepted + prior * weight) / (self.tried + weight)
 
+    def fade(self) -> None:
+        """It says a little less, of what it said."""
+        self.accepted *= FADES
+        self.tried *= FADES
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -50,18 +60,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Predicted seconds: of a step of so many tokens, and of one more draft position of a drafter for so many rows.
+    """Predicted seconds: of steps of so many tokens each, and of one more draft position of a drafter for so many rows.
 
     `once_s`: what a step costs besides if anybody computes a draft in it.
     """
 
-    step_s: Callable[[int], float]
+    steps_s: Callable[[Array], Array | float]
     draft_s: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
     once_s: float = 0.0
-
-    def drafting(self, drafter: str, rows: int) -> float:
-        price = self.draft_s.get(drafter)
-        return 0.0 if price is None or not rows else price(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +106,35 @@ class Controller:
 
     model: dict[tuple[str, int, int], Tally] = field(default_factory=dict)  # by drafter, match and depth
     rows: dict[str, RowRecord] = field(default_factory=dict)
-    priors: dict[str, float] = field(default_factory=dict)  # acceptance of drafters that compute, measured at load
+    priors: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of drafters that compute: acceptance by depth
     positions: dict[str, list[Position]] = field(default_factory=dict)  # by drafter, for the figures
     probes: int = 0
+    _usual: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)  # see `usual`
 
     @property
     def parked(self) -> int:
         """Rows that have drafted nothing for a while."""
         return sum(record.is_parked for record in self.rows.values())
 
+    def usual(self, drafter: str, match: int) -> tuple[float, ...]:
+        """Chances of a draft's token to be accepted if those before it were, by depth, in any row; the last is for all
+        deeper ones."""
+        known = self._usual.get((drafter, match))
+        if known is None:
+            priors = self.priors.get(drafter) or (_COPY_PRIOR.get(match, _LONG_COPY_PRIOR),)
+            known = tuple(
+                self.model.get((drafter, match, depth), _UNKNOWN).mean(
+                    priors[min(depth, len(priors) - 1)], _PRIOR_WEIGHT
+                )
+                for depth in range(_SHARED_FROM + 1)
+            )
+            self._usual[drafter, match] = known
+        return known
+
     def chance(self, row: str, drafter: str, match: int, depth: int) -> float:
         """That the draft token at `depth` (from 0) is accepted, given that those before it were."""
-        prior = self.priors.get(drafter)
-        if prior is None:
-            prior = _COPY_PRIOR.get(match, _LONG_COPY_PRIOR)
-        usual = self.model.get((drafter, match, min(depth, _SHARED_FROM)), _UNKNOWN).mean(prior, _PRIOR_WEIGHT)
-        record = self.rows.get(row)
-        own = record.tallies.get(drafter) if record else None
+        usual = self.usual(drafter, match)[min(depth, _SHARED_FROM)]
+        own = self._own(row, drafter)
         return min(usual if own is None else own.mean(usual, _ROW_WEIGHT), _SUREST)
 
     def expected(self, row: str, drafter: str, match: int, length: int) -> float:
@@ -127,6 +145,21 @@ class Controller:
             expected += reach
         return expected
 
+    def reaches(self, candidates: Sequence[Candidate]) -> Array:
+        """That each draft token is reached and accepted, [candidates, longest]; beyond a candidate's end as well."""
+        longest = max(candidate.length for candidate in candidates)
+        depths = np.minimum(np.arange(longest), _SHARED_FROM)
+        usual = np.array([self.usual(c.drafter, c.match) for c in candidates])[:, depths]
+        own = [self._own(c.row, c.drafter) or _UNKNOWN for c in candidates]
+        accepted, tried = (np.array([[getattr(one, name)] for one in own]) for name in ("accepted", "tried"))
+        chances = (accepted + usual * _ROW_WEIGHT) / (tried + _ROW_WEIGHT)
+        reaches: Array = np.cumprod(np.minimum(chances, _SUREST), axis=1)
+        return reaches
+
+    def _own(self, row: str, drafter: str) -> Tally | None:
+        record = self.rows.get(row)
+        return record.tallies.get(drafter) if record else None
+
     def must_probe(self, row: str) -> bool:
         """Whether the row has been parked for so long that it must try again."""
         record = self.rows.get(row)
@@ -134,7 +167,18 @@ class Controller:
 
     def decide(self, candidates: Sequence[Candidate], rows: int, costs: Costs) -> Decision:
         """Draft lengths for the candidates, of which a row has one at most. `rows` gain a token in the step anyway."""
-        return _Search(self, candidates, rows, costs).best()
+        offering = [candidate for candidate in candidates if candidate.length]
+        if not offering:
+            return Decision((0,) * len(candidates), rows / float(_steps_s(costs, rows, 0)[0]))
+        tokens = _sorted_tokens(offering, self.reaches(offering))
+        gained = rows + np.concatenate([[0.0], np.cumsum(tokens.reach)])
+        draft_s = np.concatenate([[0.0], np.cumsum(_draft_s(offering, tokens, costs))])
+        goodput = gained / (_steps_s(costs, rows, len(tokens.reach)) + draft_s)
+        least = sum(candidate.must_probe for candidate in offering)
+        count = least + int(np.argmax(goodput[least:]))
+        granted = iter(np.bincount(tokens.candidate[:count], minlength=len(offering)).tolist())
+        lengths = tuple(next(granted) if candidate.length else 0 for candidate in candidates)
+        return Decision(lengths, float(goodput[count]), float(draft_s[count]))
 
     def observe(self, row: str, drafter: str, match: int, drafted: int, accepted: int) -> None:
         """Take in a verdict: `accepted` of `drafted` tokens stood; those after the first that fell say nothing."""
@@ -143,6 +187,7 @@ class Controller:
         places = self.positions.setdefault(drafter, [Position() for _ in range(DEEPEST)])
         for depth in range(min(accepted + 1, drafted)):
             is_accepted = depth < accepted
+            self._usual.pop((drafter, match), None)
             self.model.setdefault((drafter, match, min(depth, _SHARED_FROM)), Tally()).add(is_accepted)
             own.add(is_accepted)
             place = places[min(depth, DEEPEST - 1)]
@@ -157,64 +202,59 @@ class Controller:
         """The row gained tokens in a step without a draft."""
         self.rows.setdefault(row, RowRecord()).since_draft += gained
 
+    def rest(self, drafter: str) -> None:
+        """The drafter, which computes, was not used: what is known of it fades to its prior, so that it has another
+        chance some time."""
+        for key, tally in self.model.items():
+            if key[0] == drafter:
+                tally.fade()
+                self._usual.pop(key[:2], None)
+
     def forget(self, row: str) -> None:
         """The row is gone."""
         self.rows.pop(row, None)
 
 
-class _Search:
-    """Adds draft tokens in order of their chance, keeps the best prefix."""
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Draft tokens of all candidates in the order in which they are taken: arrays of one length."""
 
-    def __init__(self, controller: Controller, candidates: Sequence[Candidate], rows: int, costs: Costs) -> None:
-        self.controller = controller
-        self.candidates = candidates
-        self.costs = costs
-        self.lengths = [0] * len(candidates)
-        self.reached = [1.0] * len(candidates)  # chance that all of the tokens taken so far stand
-        self.rows = rows
-        self.taken: list[int] = []  # the candidate that each token is of, in the order in which they were taken
-        self.gained = float(rows)
-        self.draft_s = 0.0
-        self.drafting: dict[tuple[str, int], int] = {}  # rows that draft, by drafter and position
+    reach: Array  # that the token is reached and accepted
+    candidate: Array  # whose it is
+    depth: Array
 
-    def best(self) -> Decision:
-        for i, candidate in enumerate(self.candidates):
-            if candidate.must_probe and candidate.length:
-                self._take(i, self._next_chance(i))
-        count, goodput, draft_s = len(self.taken), self._goodput(), self.draft_s
-        queue = [(-self._next_chance(i), i) for i, c in enumerate(self.candidates) if c.length > self.lengths[i]]
-        heapq.heapify(queue)
-        while queue:
-            negative_chance, i = heapq.heappop(queue)
-            self._take(i, -negative_chance)
-            if (reached := self._goodput()) > goodput:
-                count, goodput, draft_s = len(self.taken), reached, self.draft_s
-            if self.lengths[i] < self.candidates[i].length:
-                heapq.heappush(queue, (-self._next_chance(i), i))
-        lengths = [0] * len(self.candidates)
-        for i in self.taken[:count]:
-            lengths[i] += 1
-        return Decision(tuple(lengths), goodput, draft_s)
 
-    def _next_chance(self, i: int) -> float:
-        """That the next token of candidate `i` is reached and accepted."""
-        c = self.candidates[i]
-        return self.reached[i] * self.controller.chance(c.row, c.drafter, c.match, self.lengths[i])
+def _sorted_tokens(candidates: Sequence[Candidate], reaches: Array) -> _Tokens:
+    """First one of each that must probe, then by their chance; those of one candidate stay in order."""
+    lengths = np.array([candidate.length for candidate in candidates])
+    forced = np.array([candidate.must_probe for candidate in candidates])
+    candidate, depth = np.nonzero(np.arange(reaches.shape[1]) < lengths[:, None])
+    reach = reaches[candidate, depth]
+    order = np.argsort(np.where(forced[candidate] & (depth == 0), -2.0, -reach), kind="stable")
+    return _Tokens(reach[order], candidate[order], depth[order])
 
-    def _take(self, i: int, chance: float) -> None:
-        drafter, position = self.candidates[i].drafter, self.lengths[i]
-        self.lengths[i] += 1
-        self.reached[i] = chance
-        self.taken.append(i)
-        self.gained += chance
-        if drafter in self.costs.draft_s:
-            self.draft_s += 0.0 if self.drafting else self.costs.once_s
-            rows = self.drafting.get((drafter, position), 0)
-            self.draft_s += self.costs.drafting(drafter, rows + 1) - self.costs.drafting(drafter, rows)
-            self.drafting[drafter, position] = rows + 1
 
-    def _goodput(self) -> float:
-        return self.gained / (self.costs.step_s(self.rows + len(self.taken)) + self.draft_s)
+def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> Array:
+    """What each token adds to the time of those who compute drafts."""
+    added = np.zeros(len(tokens.reach))
+    computed = np.zeros(len(tokens.reach), dtype=bool)
+    for name, price in costs.draft_s.items():
+        own = np.array([candidate.drafter == name for candidate in candidates])[tokens.candidate]
+        if not own.any():
+            continue
+        computed |= own
+        prices = np.diff([0.0, *(price(rows) for rows in range(1, len(candidates) + 1))])
+        for depth in range(int(tokens.depth[own].max()) + 1):
+            at = np.nonzero(own & (tokens.depth == depth))[0]
+            added[at] = prices[: len(at)]
+    if computed.any():
+        added[np.argmax(computed)] += costs.once_s
+    return added
+
+
+def _steps_s(costs: Costs, rows: int, most: int) -> Array:
+    """Seconds of a step of `rows` tokens, and with one to `most` more."""
+    return np.broadcast_to(costs.steps_s(np.arange(rows, rows + most + 1)), most + 1)
 
 
 _UNKNOWN = Tally()

@@ -6,7 +6,6 @@ from what the verification forward put out anyway. Reading is put off until a dr
 at once: a row that is parked costs next to nothing.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +26,7 @@ from worker.target import Target
 
 READ_TOKENS = 64  # read at the latest when so many wait in a row, together with the other rows' …
 LEAST_READ_TOKENS = 16  # … where so many wait …
+USUAL_READ_TOKENS = 4  # of each row, where the last step drafted: more is to catch up
 MOST_READ_TOKENS = 512  # … and at most so many at once
 _NEVER = -1e4  # logit of a token that the head cannot predict
 
@@ -83,8 +83,9 @@ class HeadDrafter(ChainDrafter):
         form = (config.kv_heads, config.head_dim, dtype)
         self.caches = [RaggedKVCache(target.state, forms=(form, form)) for _ in head.layers]
         self._readings: dict[int, Reading] = {}  # by slot
-        self._feed = CompiledStep(self._feed_body, self.caches, target.state, lambda: target.on_compile())
-        self._step = CompiledStep(self._step_body, self.caches, target.state, lambda: target.on_compile())
+        self._feed = CompiledStep(self._feed_body, self.caches, target.state, target.tell_compile)
+        self._step = CompiledStep(self._step_body, self.caches, target.state, target.tell_compile)
+        self._logits = mx.compile(self._logits_body)
         self._slots: list[int] = []  # of the chain in the making …
         self._hidden = mx.zeros((0, 1, config.hidden_size), dtype)  # … and the head's latest output for each
         install(head)
@@ -136,6 +137,9 @@ class HeadDrafter(ChainDrafter):
         reading = self._readings.get(row.slot)
         return Offer(self.name, limit, MATCH) if reading is not None and reading.pieces else None
 
+    def catches_up(self, rows: Sequence[Row]) -> bool:
+        return sum(self._waiting(row) for row in rows) > USUAL_READ_TOKENS * len(rows)
+
     def _first(self, asks: Sequence[Ask]) -> mx.array:
         rows = [ask.row for ask in asks]
         self.keep_up(rows)
@@ -174,13 +178,14 @@ class HeadDrafter(ChainDrafter):
         _, logits = self._fed([Segment(0, 0, end, stands=True)], pieces, list(tokens[1:]), range(end))
         return self.head.vocabulary[mx.argmax(logits, axis=-1)]
 
-    def time_step(self, rows: int) -> float:
-        """Seconds of one position of a chain for so many rows at the start of their slots."""
-        hidden = mx.zeros((rows, *self._hidden.shape[1:]), self._hidden.dtype)
-        began = time.perf_counter()
-        _, logits = self._stepped([Segment(row, 0, 1) for row in range(rows)], hidden, mx.ones(rows, mx.int32))
-        mx.eval(mx.argmax(logits, axis=-1), [cache.arrays() for cache in self.caches])
-        return time.perf_counter() - began
+    def chain(self, rows: int, length: int) -> list[mx.array]:
+        """Tokens of a chain for so many rows at the start of their slots, and what it leaves there, not evaluated."""
+        hidden, tokens = mx.zeros((rows, *self._hidden.shape[1:]), self._hidden.dtype), mx.ones(rows, mx.int32)
+        segments = [Segment(row, 0, 1) for row in range(rows)]
+        for _ in range(length):
+            hidden, logits = self._stepped(segments, hidden, tokens)
+            tokens = self.head.vocabulary[mx.argmax(logits, axis=-1)].astype(mx.int32)
+        return [tokens, *(array for cache in self.caches for array in cache.arrays())]
 
     # --- the head's own forwards --------------------------------------------------------------------------
 
@@ -215,33 +220,37 @@ class HeadDrafter(ChainDrafter):
             taps = _gathered(pieces, step)
             assert len(following) == step.tokens, (len(following), segments)
             tokens = mx.array(following + following[-1:] * step.padding, dtype=mx.int32)
-            if not step.is_by_token:
-                hidden, logits = self._feed_body(tokens, mx.array(list(chosen), dtype=mx.int32), *taps)
-                return hidden, logits
-            padding = padded_tokens(len(chosen)) - len(chosen)
+            feed = self._feed if step.is_by_token else self._feed_body
+            (hidden,) = feed(tokens, *taps)
+            padding = padded_tokens(len(chosen)) - len(chosen) if step.is_by_token else 0
             places = mx.array([*chosen, *[chosen[-1]] * padding], dtype=mx.int32)
-            hidden, logits = self._feed(tokens, places, *taps)
-            return hidden[: len(chosen)], logits[: len(chosen)]
+            return self._scored(hidden[places], len(chosen), step)
 
     def _stepped(self, segments: Sequence[Segment], hidden: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array]:
         """One position further for each row: `hidden` [rows, 1, hidden] stands for the features of its token."""
         with self.target.state.aside(segments) as step:
-            if not step.is_by_token:
-                hidden, logits = self._step_body(hidden, tokens)
-                return hidden, logits
             if step.padding:
                 index = mx.array([*range(step.tokens), *[step.tokens - 1] * step.padding], dtype=mx.int32)
                 hidden, tokens = hidden[index], tokens[index]
-            hidden, logits = self._step(hidden, tokens)
-            return hidden[: len(segments)], logits[: len(segments)]
+            (hidden,) = (self._step if step.is_by_token else self._step_body)(hidden, tokens)
+            return self._scored(hidden, len(segments), step)
 
-    def _feed_body(self, tokens: mx.array, lasts: mx.array, *taps: mx.array) -> list[mx.array]:
-        hidden = self._run(self.head.fuse(taps), tokens)[lasts]
-        return [hidden, self.head.logits(hidden)[:, 0]]
+    def _scored(self, hidden: mx.array, count: int, step: Step) -> tuple[mx.array, mx.array]:
+        """The first `count` of what the head put out, and their logits.
+
+        Compiled by itself: there are fewer shapes than pairs of what is read and what is chosen of it.
+        """
+        logits = (self._logits if step.is_by_token else self._logits_body)(hidden)
+        return hidden[:count], logits[:count]
+
+    def _feed_body(self, tokens: mx.array, *taps: mx.array) -> list[mx.array]:
+        return [self._run(self.head.fuse(taps), tokens)]
 
     def _step_body(self, hidden: mx.array, tokens: mx.array) -> list[mx.array]:
-        hidden = self._run(hidden, tokens)
-        return [hidden, self.head.logits(hidden)[:, 0]]
+        return [self._run(hidden, tokens)]
+
+    def _logits_body(self, hidden: mx.array) -> mx.array:
+        return self.head.logits(hidden)[:, 0]
 
     def _run(self, features: mx.array, tokens: mx.array) -> mx.array:
         return self.head(features, self.head.embed(tokens)[:, None], self.caches, Visibility(None))

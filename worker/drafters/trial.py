@@ -28,6 +28,7 @@ MOST_TOKENS = 96  # of the text
 LARGEST_STEP = 16  # rows of the largest drafting step that is timed
 BUDGET_S = 1.5
 LONGEST_CHAIN = 8
+TIMED_CHAIN = 4  # positions of a chain that are timed together: nobody waits for the device between them
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +69,14 @@ def try_head(target: Target, drafter: HeadDrafter, tokens: Sequence[int]) -> Tri
     agreement = mx.mean(own[1:] == drafter.guesses(tokens))
     mx.eval(agreement)
     target.clear()
-    return _timed(drafter.name, target, drafter.time_step, float(agreement), ())
+    return _timed(drafter.name, target, lambda rows: time_head(drafter, rows), float(agreement), ())
 
 
-def is_promising(agreement: float, draft_s: Callable[[int], float], step_s: Callable[[int], float]) -> bool:
-    """Whether a chain of some length would be faster than plain decoding for one row, at this rate of acceptance."""
+def is_promising(acceptance: Sequence[float], draft_s: Callable[[int], float], step_s: Callable[[int], float]) -> bool:
+    """Whether a chain of some length would be faster than plain decoding for one row, at this acceptance by depth."""
     expected, reach = 1.0, 1.0
     for length in range(1, LONGEST_CHAIN + 1):
-        reach *= agreement
+        reach *= acceptance[min(length, len(acceptance)) - 1]
         expected += reach
         if expected / (step_s(1 + length) + length * draft_s(1)) > 1.0 / step_s(1):
             return True
@@ -123,8 +124,18 @@ def _likeliest(
 
 
 def time_step(drafter: ChainDrafter, rows: int) -> float:
-    """Seconds of one drafting step for so many rows at the start of their cache."""
+    """Seconds of one position of a chain for so many rows at the start of their cache."""
     began = time.perf_counter()
-    logits = drafter.forward([Segment(row, 0, 1) for row in range(rows)], mx.ones(rows, mx.int32), range(rows))
-    mx.eval(mx.argmax(logits, axis=-1))
-    return time.perf_counter() - began
+    tokens = mx.ones(rows, mx.int32)
+    for _ in range(TIMED_CHAIN):
+        logits = drafter.forward([Segment(row, 0, 1) for row in range(rows)], tokens, range(rows))
+        tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
+    mx.eval(tokens)
+    return (time.perf_counter() - began) / TIMED_CHAIN
+
+
+def time_head(drafter: HeadDrafter, rows: int) -> float:
+    """As `time_step`, of a head."""
+    began = time.perf_counter()
+    mx.eval(drafter.chain(rows, TIMED_CHAIN))
+    return (time.perf_counter() - began) / TIMED_CHAIN

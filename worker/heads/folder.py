@@ -22,6 +22,7 @@ from worker.heads.healed import HealedConfig, HealedLayers
 HEAD, LAYERS = "head", "layers"  # kinds, by the names of the drafters that they are
 CONFIG, WEIGHTS, REPORT = "config.json", "weights.safetensors", "report.json"
 SHIPPED = paths.shipped_drafts_dir()
+PROMPTS = "prompts"  # the text of a report's acceptance that stands for what users ask
 _VOCABULARY = "vocabulary"
 Trained = Head | HealedLayers
 
@@ -40,10 +41,29 @@ class WrongTarget(BadHead):
     """The head was made for another model."""
 
 
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report says of one kind of text. `by_position`: that a draft's token stands if those before it do."""
+
+    text: str
+    temperature: float
+    by_position: tuple[float, ...]
+
+
+class _Judged(msgspec.Struct, frozen=True):
+    acceptance: tuple[Acceptance, ...] = ()
+
+
 class Verdict(msgspec.Struct, frozen=True):
-    """The part of a report that says whether the head is to be used."""
+    """The part of a report that says whether the drafter is to be used, and what to expect of it."""
 
     is_used: bool = True
+    measured: _Judged = _Judged()
+
+    @property
+    def acceptance(self) -> tuple[float, ...]:
+        """On prompts at temperature 0, by position; () where that was not measured."""
+        fitting = (a for a in self.measured.acceptance if (a.text, a.temperature) == (PROMPTS, 0.0))
+        return next((a.by_position for a in fitting), ())
 
 
 class _Kind(msgspec.Struct, frozen=True):
@@ -55,12 +75,16 @@ _CONFIGS: dict[str, type[HeadConfig] | type[HealedConfig]] = {HEAD: HeadConfig, 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A trained drafter that is there. `is_used`: what its report says, or True where it has none."""
+    """A trained drafter that is there. `verdict`: what its report says, or that of none: it is used."""
 
     name: str
     folder: Path
     config: HeadConfig | HealedConfig
-    is_used: bool
+    verdict: Verdict
+
+    @property
+    def is_used(self) -> bool:
+        return self.verdict.is_used
 
 
 def heads_dir() -> Path:
@@ -74,7 +98,7 @@ def entries() -> list[Entry]:
     for base in (heads_dir(), SHIPPED):
         for folder in sorted(base.glob("*/")) if base.is_dir() else []:
             try:
-                found.append(Entry(folder.name, folder, read_config(folder), _is_used(folder)))
+                found.append(Entry(folder.name, folder, read_config(folder), _verdict(folder)))
             except BadHead:
                 continue
     return found
@@ -184,10 +208,10 @@ def remove(entry: Entry) -> None:
     shutil.rmtree(entry.folder)
 
 
-def _is_used(folder: Path) -> bool:
+def _verdict(folder: Path) -> Verdict:
     try:
-        return msgspec.json.decode((folder / REPORT).read_bytes(), type=Verdict).is_used
+        return msgspec.json.decode((folder / REPORT).read_bytes(), type=Verdict)
     except FileNotFoundError:
-        return True
+        return Verdict()
     except (OSError, msgspec.DecodeError) as error:
         raise BadHead(f"{folder / REPORT} cannot be read: {error}") from error

@@ -11,7 +11,7 @@ import msgspec
 from worker.cache.layout import Segment
 from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import HealedLayersDrafter
-from worker.drafters.trial import time_step
+from worker.drafters.trial import time_head, time_step
 from worker.heads.folder import Trained
 from worker.heads.healed import HealedLayers
 from worker.heads.vocabulary import projection
@@ -48,7 +48,8 @@ def measure(model: nn.Module, trained: Trained, all_rows: Sequence[int], most: i
         healed = HealedLayersDrafter(trained, StepTimes(), vocabulary)
         own, draft = healed.target, lambda rows: time_step(healed, rows)
     else:
-        own, draft = target, HeadDrafter(target, trained, StepTimes(), vocabulary).time_step
+        drafter = HeadDrafter(target, trained, StepTimes(), vocabulary)
+        own, draft = target, lambda rows: time_head(drafter, rows)
     return [_measured(target, own, draft, rows, most) for rows in all_rows]
 
 

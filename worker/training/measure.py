@@ -7,6 +7,7 @@ import mlx.nn as nn
 import msgspec
 import numpy as np
 
+from worker.heads import folder
 from worker.heads.folder import Trained
 from worker.heads.healed import HealedLayers
 from worker.training import costs
@@ -57,7 +58,7 @@ def measure(
 ) -> Measured:
     """Answers of `most` tokens to the prompts (token ids), and the held-out rows if there are any."""
     texts = [("held-out", 0.0, [longest_answers(held_out)])] if held_out else []
-    texts += [("prompts", t, answers(model, prompts, t, most, ends, seed=0)) for t in TEMPERATURES]
+    texts += [(folder.PROMPTS, t, answers(model, prompts, t, most, ends, seed=0)) for t in TEMPERATURES]
     if isinstance(trained, HealedLayers):
         trained.predict_all()
     reader = Reader(model, trained)
@@ -66,7 +67,7 @@ def measure(
     finally:
         reader.close()
     priced = costs.measure(model, trained, _ROWS, DRAFT_TOKENS)
-    greedy = next(one for one in found if one.text == "prompts" and one.temperature == 0.0)
+    greedy = next(one for one in found if one.text == folder.PROMPTS and one.temperature == 0.0)
     speedups = [cost.speedup(greedy.by_position) for cost in priced]
     return Measured(
         acceptance=found,

@@ -102,7 +102,7 @@ def summary(measured: Measured) -> str:
 
 def figures(report: Report, name: str) -> Figures:
     """A drafter's own figures."""
-    greedy = next(one for one in report.measured.acceptance if one.text == "prompts" and one.temperature == 0.0)
+    greedy = next(one for one in report.measured.acceptance if one.text == folder.PROMPTS and one.temperature == 0.0)
     return Figures(
         name=name,
         kind=report.plan.init,

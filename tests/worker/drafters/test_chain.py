@@ -119,6 +119,9 @@ def test_a_trial_measures_agreement_and_time_and_is_kept(tmp_path: Any) -> None:
     assert trial.load(tmp_path / "nothing.json") is None
 
 
-@pytest.mark.parametrize(("agreement", "cost", "expected"), [(0.13, 0.5, False), (0.9, 0.1, True), (0.5, 0.9, False)])
-def test_auto_uses_what_promises_a_gain(agreement: float, cost: float, expected: bool) -> None:
-    assert trial.is_promising(agreement, lambda rows: cost, lambda tokens: 1 + 0.05 * tokens) is expected
+@pytest.mark.parametrize(
+    ("acceptance", "cost", "expected"),
+    [((0.13,), 0.5, False), ((0.9,), 0.1, True), ((0.5,), 0.9, False), ((0.1, 0.9, 0.9), 0.1, False)],
+)
+def test_auto_uses_what_promises_a_gain(acceptance: tuple[float, ...], cost: float, expected: bool) -> None:
+    assert trial.is_promising(acceptance, lambda rows: cost, lambda tokens: 1 + 0.05 * tokens) is expected

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.drafters.controller import PROBE_TOKENS, PROBE_TOKENS_MAX, Candidate, Controller, Costs
 
 FREE = Costs(lambda tokens: 1.0)
-DEAR = Costs(lambda tokens: float(tokens))
+DEAR = Costs(lambda tokens: tokens)
 
 
 def copy(row: str, length: int, match: int, must_probe: bool = False) -> Candidate:
@@ -45,8 +46,8 @@ def test_a_row_that_fails_is_left_alone_and_one_that_succeeds_is_not() -> None:
 def test_a_step_up_in_the_cost_is_taken_whole_or_not_at_all() -> None:
     """Time as a staircase: up to 8 tokens cost one tile, 9 to 16 two; a sure draft of 12 is worth the second tile."""
     sure = taught("a", 5, 8, 8)
-    assert lengths(sure, [copy("a", 12, 5)], Costs(lambda n: 1.0 if n <= 8 else 1.2)) == [12]
-    assert lengths(sure, [copy("a", 12, 5)], Costs(lambda n: 1.0 if n <= 8 else 3.0)) == [7]
+    assert lengths(sure, [copy("a", 12, 5)], Costs(lambda n: np.where(n <= 8, 1.0, 1.2))) == [12]
+    assert lengths(sure, [copy("a", 12, 5)], Costs(lambda n: np.where(n <= 8, 1.0, 3.0))) == [7]
 
 
 def test_a_probe_drafts_one_token_at_any_price() -> None:
@@ -66,7 +67,7 @@ def test_a_row_that_left_is_forgotten() -> None:
     st.lists(st.floats(0.01, 1.0), min_size=60, max_size=60),
 )
 def test_never_expects_less_than_plain(proposals: list[tuple[int, int]], increments: list[float]) -> None:
-    times = [sum(increments[: n + 1]) for n in range(60)]
+    times = np.cumsum(increments)
     candidates = [copy(str(i), length, match) for i, (length, match) in enumerate(proposals)]
     controller, rows = Controller(), len(proposals)
     decision = controller.decide(candidates, rows, Costs(lambda n: times[n]))
@@ -80,7 +81,7 @@ def test_never_expects_less_than_plain(proposals: list[tuple[int, int]], increme
 
 def test_a_drafter_that_computes_pays_for_each_position_once_for_all_its_rows() -> None:
     """A drafting step costs half a step: one row does not gain enough by it, eight do."""
-    controller = Controller(priors={"model": 0.6})
+    controller = Controller(priors={"model": [0.6]})
     costs = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.9})
     rows = [Candidate(str(i), "model", 4, 0) for i in range(8)]
     assert lengths(controller, rows[:1], costs) == [0]
@@ -105,3 +106,27 @@ def test_a_parked_row_probes_again_after_ever_more_tokens() -> None:
     controller.observe("a", "ngram", 1, 1, 1)
     assert controller.rows["a"].probe_after == PROBE_TOKENS
     assert controller.probes == 7
+
+
+def test_tokens_are_taken_by_their_chance_whoever_drafts_them() -> None:
+    """By hand: each token costs 0.3 of a step of 2 tokens, so those are drafted that stand with more than that share
+    of what the step gains; the second of `sure` stands rather than the first of `poor`."""
+    controller = taught("sure", 8, 3, 3)
+    controller = Controller(controller.model | taught("poor", 1, 1, 0).model)
+    sure, poor = copy("a", 3, 8), copy("b", 3, 1)
+    assert controller.chance("b", "ngram", 1, 0) < 0.1 < 0.8 < controller.chance("a", "ngram", 8, 2)
+    assert lengths(controller, [poor, sure], Costs(lambda n: 1.0 + 0.3 * (n - 2))) == [0, 3]
+
+
+def test_a_drafter_that_was_given_up_has_another_chance_later() -> None:
+    controller = Controller(priors={"head": [0.6, 0.5]})
+    assert [round(controller.chance("a", "head", 0, depth), 9) for depth in (0, 1, 7)] == [0.6, 0.5, 0.5]
+    for _ in range(60):
+        controller.observe("a", "head", 0, 1, 0)
+        controller.forget("a")
+    given_up = controller.chance("a", "head", 0, 0)
+    assert given_up < 0.15
+    for _ in range(5000):
+        controller.rest("head")
+    assert 0.55 < controller.chance("a", "head", 0, 0) < 0.6
+    controller.rest("other")
