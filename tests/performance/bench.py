@@ -263,7 +263,13 @@ def both(options: argparse.Namespace, weights: str, warm_up: Sequence[dict[str, 
     if options.no_speculation:
         return Pair(PLAIN, ours, plain)
     folder = their_folder(model, weights)
-    return Pair(THEIRS, ours, lambda bodies, clients: measure_theirs(folder, bodies, warm_up, clients))
+
+    def theirs(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
+        """Without seeds: requests that have one are not batched there."""
+        loads = [[{k: v for k, v in body.items() if k != "seed"} for body in part] for part in (bodies, warm_up)]
+        return measure_theirs(folder, *loads, clients)
+
+    return Pair(THEIRS, ours, theirs)
 
 
 def measure_both(pair: Pair, bodies: Sequence[dict[str, Any]], clients: int, *, ours_first: bool) -> Round:
