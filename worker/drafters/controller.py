@@ -8,6 +8,7 @@ that it drafts, shared by its rows. (After TurboSpec, arXiv 2406.14066, at the l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -169,11 +170,11 @@ class Controller:
         """Draft lengths for the candidates, of which a row has one at most. `rows` gain a token in the step anyway."""
         offering = [candidate for candidate in candidates if candidate.length]
         if not offering:
-            return Decision((0,) * len(candidates), rows / float(_steps_s(costs, rows, 0)[0]))
+            return Decision((0,) * len(candidates), rows / float(np.max(costs.steps_s(np.array([rows])))))
         tokens = _sorted_tokens(offering, self.reaches(offering))
-        gained = rows + np.concatenate([[0.0], np.cumsum(tokens.reach)])
-        draft_s = np.concatenate([[0.0], np.cumsum(_draft_s(offering, tokens, costs))])
-        goodput = gained / (_steps_s(costs, rows, len(tokens.reach)) + draft_s)
+        draft_s = _summed(_draft_s(offering, tokens, costs))
+        steps_s = costs.steps_s(np.arange(rows, rows + len(draft_s)))
+        goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)
         least = sum(candidate.must_probe for candidate in offering)
         count = least + int(np.argmax(goodput[least:]))
         granted = iter(np.bincount(tokens.candidate[:count], minlength=len(offering)).tolist())
@@ -243,18 +244,28 @@ def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> 
         if not own.any():
             continue
         computed |= own
-        prices = np.diff([0.0, *(price(rows) for rows in range(1, len(candidates) + 1))])
-        for depth in range(int(tokens.depth[own].max()) + 1):
-            at = np.nonzero(own & (tokens.depth == depth))[0]
-            added[at] = prices[: len(at)]
+        prices = [0.0, *(price(rows) for rows in range(1, len(candidates) + 1))]
+        one_more = np.array([after - before for before, after in pairwise(prices)])
+        added[own] = one_more[_places_among_equals(tokens.depth[own])]
     if computed.any():
         added[np.argmax(computed)] += costs.once_s
     return added
 
 
-def _steps_s(costs: Costs, rows: int, most: int) -> Array:
-    """Seconds of a step of `rows` tokens, and with one to `most` more."""
-    return np.broadcast_to(costs.steps_s(np.arange(rows, rows + most + 1)), most + 1)
+def _places_among_equals(values: Array) -> Array:
+    """For each of these small numbers, how many of those before it are the same."""
+    order = np.argsort(values, kind="stable")
+    counts = np.bincount(values)
+    places = np.empty_like(values)
+    places[order] = np.arange(len(values)) - (np.cumsum(counts) - counts)[values[order]]
+    return places
+
+
+def _summed(values: Array) -> Array:
+    """The sums of none, the first, the first two … of them."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(values, out=sums[1:])
+    return sums
 
 
 _UNKNOWN = Tally()
