@@ -62,7 +62,14 @@ class Compiled:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__)
+    options.add_argument("--drafter", default="auto", help="none: plain decoding")
+    return options.parse_args()
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Of a script that answers questions in this process."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--n", type=int, default=16)
@@ -70,11 +77,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-chars", type=int, default=900)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--drafter", default="auto", help="none: plain decoding")
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--warm-up", type=int, default=1, help="how often all prompts are answered before")
     parser.add_argument("--no-prefixes", action="store_true", help="without the prefix cache")
-    return parser.parse_args()
+    return parser
 
 
 def run(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, number: int) -> list[StepReport]:

@@ -1,0 +1,65 @@
+"""What drafters are worth in the batch loop: the same questions with each of them in turns, in one process.
+
+usage: python -m tests.performance.in_turns MODEL_FOLDER --prompts FILE [--drafters auto,suffix,none] [--passes 3]
+
+Without server and sockets, and with both sides on one machine at nearly one time: far less noisy than two servers one
+after the other. The first passes (`--warm-up`) compile shapes and count for nothing. Ratios are to the last drafter.
+"""
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+from common.config import Config, ModelConfig
+from tests.performance import loop_profile
+from tests.performance import prompts as texts
+from tests.performance.ties import chat_tokens
+from worker.assemble import assemble
+from worker.report import StepReport
+
+
+def main() -> int:
+    parser = loop_profile.parser(__doc__)
+    parser.add_argument("--drafters", default="auto,suffix,none", help="by name, separated by commas")
+    parser.add_argument("--passes", type=int, default=3)
+    options = parser.parse_args()
+    ready = assemble(str(options.model), Config(), ModelConfig(path=str(options.model), weights=options.weights))
+    ready.engine.prefixes.wanted_bytes = 0 if options.no_prefixes else ready.engine.prefixes.wanted_bytes
+    chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
+    prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
+    print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
+    drafters = options.drafters.split(",")
+    speeds: dict[str, list[float]] = {name: [] for name in drafters}
+    number = 0
+    for turn in range(options.warm_up + options.passes):
+        for name in drafters[:: -1 if turn % 2 else 1]:
+            options.drafter, number = name, number + 1
+            shapes, began = ready.engine.target.compiled_shapes, time.perf_counter()
+            reports = loop_profile.run(ready, prompts, options, number)
+            figures = told(reports, time.perf_counter() - began)
+            figures["shapes_compiled"] = ready.engine.target.compiled_shapes - shapes
+            print(json.dumps({"pass": turn, "drafter": name} | figures), flush=True)
+            if turn >= options.warm_up:
+                speeds[name].append(figures["tokens_per_s"])
+    for name in drafters:
+        ratios = [own / base for own, base in zip(speeds[name], speeds[drafters[-1]], strict=True)]
+        print(f"{name:8} {statistics.median(ratios):.3f} × {drafters[-1]}, by pass", [round(r, 3) for r in ratios])
+    return 0
+
+
+def told(reports: list[StepReport], wall_s: float) -> dict[str, Any]:
+    """Of one pass over all questions."""
+    return {
+        "tokens_per_s": round(sum(r.gained for r in reports) / wall_s, 1),
+        "steps": len(reports),
+        "with_prompts_s": round(sum(r.total_s for r in reports if r.prefill_tokens), 2),
+        "decoding_s": round(sum(r.total_s for r in reports if not r.prefill_tokens), 2),
+        "drafted": sum(r.drafted for r in reports),
+        "accepted": sum(r.accepted for r in reports),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
