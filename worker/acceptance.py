@@ -1,11 +1,11 @@
 """The acceptance rule: a draft token stands iff it is the token that the target itself chose there."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What a row gains in a step. `tokens`: the accepted draft tokens and the target's own next one, cut at an end.
 
     `accepted` counts the draft tokens among them; `finish` is the reason if the row ends here, else None.

@@ -10,7 +10,7 @@ from typing import Any
 from common.config import Config, ModelConfig
 from common.logs import fields
 from common.messages import ModelFacts
-from worker import backend, calibration, loader, self_test
+from worker import backend, calibration, loader, self_test, slots
 from worker.blas_threads import ThreadChoice
 from worker.cache.ragged import UnsupportedCache
 from worker.drafters.available import Available, load_head, load_layers
@@ -53,12 +53,14 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
     healed = None if unspeculative else load_layers(loaded)
     head = None if unspeculative else load_head(loaded, target)
     size = target.measure_kv()
+    limits = _limits(config, model, size)
+    slots.limit(target, limits)
     weights = loaded.weights + (f", {kv_bits}-bit cache" if kv_bits else "")
     times = calibration.measured_times(target, path, weights)
     available = Available()
     if not unspeculative:
         available = find_drafters(path, loaded, target, times, config, model, head, healed)
-    engine = Engine(target, times, _limits(config, model, size), _drafting(available, config), _pace(config))
+    engine = Engine(target, times, limits, _drafting(available, config), _pace(config))
     engine.prefixes = _prefixes(config, target)
     engine.waiting = WaitingList(config.engine.priority_aging_s)
     engine.on_step_time = _thread_setter(backend.blas_threads())

@@ -11,11 +11,12 @@ import mlx.core as mx
 from common import paths
 from common.logs import fields
 from worker import backend, step_times
-from worker.cache.layout import Segment
+from worker.cache.layout import Segment, padded_tokens
 from worker.step_times import StepTimes
 from worker.target import Target
 
 LARGEST = 128  # tokens of the largest step that is timed at load
+LARGEST_COMPILED = 256  # tokens of the largest step that is compiled at load
 BUDGET_S = 4.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
 _CONTEXT = 32
@@ -29,8 +30,10 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     kept = file(model_path, weights)
     times = step_times.load(kept)
     if times is not None and times.is_measured:
+        _compile(target)
         return times
     times = StepTimes()
+    _compile(target)
     _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
     if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST, BUDGET_S):
         step_times.save(times, kept)
@@ -38,6 +41,16 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     shown = {f"tokens_{n}_ms": s * 1e3 for n, s in zip(step_times.GRID, times.seconds, strict=True) if s is not None}
     log.info("Measured the step times. %s", fields(**shown))
     return times
+
+
+def _compile(target: Target) -> None:
+    """Make a step of each usual size, where each is compiled by itself: not when somebody waits for it."""
+    if not target.state.is_by_token:
+        return
+    _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
+    for size in sorted({padded_tokens(size) for size in range(1, LARGEST_COMPILED + 1)}):
+        _time_step(target, size)
+    target.clear()
 
 
 def _time_step(target: Target, tokens: int) -> float:
@@ -52,7 +65,8 @@ def _time_step(target: Target, tokens: int) -> float:
 def _run(target: Target, segments: list[Segment]) -> None:
     """One step that leaves `_CONTEXT` tokens in each row."""
     count = sum(segment.width for segment in segments)
-    logits = target.forward(segments, [1] * count, range(count) if count <= LARGEST else [0])
+    largest = LARGEST_COMPILED if target.state.is_by_token else LARGEST
+    logits = target.forward(segments, [1] * count, range(count) if count <= largest else [0])
     mx.eval(mx.argmax(logits, axis=-1), target.cached_arrays())
     for segment in segments:
         target.state.commit(segment.slot, _CONTEXT)

@@ -1,13 +1,13 @@
 """Who drafts for whom in a step: collects the drafters' offers, lets the controller decide, has them draft."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision
+from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision, expected
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.request import Row
-from worker.step_times import StepTimes
+from worker.step_times import Array, StepTimes
 
 PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known; fewer at first
 LARGEST_SHARE = 0.02  # of the time of steps that find nothing to draft, for looking
@@ -26,6 +26,28 @@ class Plan:
 
 
 @dataclass(slots=True)
+class _Pause:
+    """Steps that are let go by before the next look, since the last ones were in vain."""
+
+    steps: int = 0  # left
+    most: int = 0  # doubles while nothing pays
+
+    def is_over(self) -> bool:
+        """Whether it is time to look; asked once in each step."""
+        self.steps -= 1
+        return self.steps < 0
+
+    def prolong(self, share: float) -> None:
+        """A look that took `share` of a step's time found nothing."""
+        self.steps = min(int(share / LARGEST_SHARE), self.most)
+        self.most = min(max(2 * self.most, 1), MOST_SKIPPED)
+
+    def end(self) -> None:
+        """A look paid."""
+        self.steps = self.most = 0
+
+
+@dataclass(slots=True)
 class Drafting:
     """The drafters of one model. `drafters` are in order of preference among equals."""
 
@@ -37,35 +59,37 @@ class Drafting:
     drafted_steps: int = 0  # without a plain one between …
     plain_every: int = 1  # … and the most of them, which doubles up to PLAIN_EVERY
     beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
-    _skip: int = 0  # so many steps before the next look …
-    _most_skipped: int = 0  # … which doubles while nothing pays
+    _pause: _Pause = field(default_factory=_Pause)  # of looks at all rows …
+    _pauses: dict[str, _Pause] = field(default_factory=dict)  # … and of those for copies for single ones
     catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     _is_computed: bool = False  # whether the latest step had such drafts
 
     def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
         """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
 
-        Looking takes time as well: where nothing paid, the next looks are put off until they take no more than
-        `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in every step.
+        Looking takes time as well: where nothing paid, for any row or for one, the next looks are put off until they
+        take no more than `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in every step.
         """
         self._is_computed = self.catches_up = False
-        if self._skip or self.drafted_steps >= self.plain_every:
+        if not self._pause.is_over() or self.drafted_steps >= self.plain_every:
             self.plain_every = min(2 * self.plain_every, PLAIN_EVERY)
-            self._skip = max(self._skip - 1, 0)
             self.drafted_steps = 0
             return [NO_DRAFT] * len(rows), 0.0
         began_s = self.clock()
-        offers = [self._offers(row) for row in rows]
+        searched = {row.id for row in rows if self._pauses.setdefault(row.id, _Pause()).is_over()}
+        offers = [self._offers(row, searched) for row in rows]
+        search_s = (self.clock() - began_s) / max(len(searched), 1)
         plan = self._best_plan(rows, offers, times) if any(offers) else None
         if plan is None or not any(plan.decision.lengths):
             self.drafted_steps = 0
             self._rest()
             if rows:
-                self._put_off((self.clock() - began_s) / times.predict(len(rows)))
+                self._pause.prolong((self.clock() - began_s) / times.predict(len(rows)))
             return [NO_DRAFT] * len(rows), 0.0
-        self._most_skipped = 0
+        self._pause.end()
         self.drafted_steps += 1
         drafts = self._granted(rows, plan)
+        self._searched(rows, searched, drafts, search_s * len(rows) / times.predict(len(rows)))
         if not self._is_computed:
             self._rest()
         return drafts, plan.decision.draft_s
@@ -74,13 +98,15 @@ class Drafting:
         """Nobody computes: what made it look dear is forgotten slowly, or it would never be tried again."""
         self.beyond_s *= FADES
         for name, drafter in self.drafters.items():
-            if drafter.step_s(1):
+            if drafter.computes:
                 self.controller.rest(name)
 
-    def _put_off(self, share: float) -> None:
-        """A look that took `share` of a step's time found nothing."""
-        self._skip = min(int(share / LARGEST_SHARE), self._most_skipped)
-        self._most_skipped = min(max(2 * self._most_skipped, 1), MOST_SKIPPED)
+    def _searched(self, rows: Sequence[Row], searched: Collection[str], drafts: Sequence[Draft], share: float) -> None:
+        """These rows were searched for copies; for all of them that would take `share` of a step's time."""
+        for row, draft in zip(rows, drafts, strict=True):
+            if row.id in searched:
+                is_copied = draft.length and draft.tokens is not None
+                self._pauses[row.id].end() if is_copied else self._pauses[row.id].prolong(share)
 
     def took(self, seconds: float, predicted_s: float) -> None:
         """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
@@ -120,19 +146,21 @@ class Drafting:
     def forget(self, row: Row, *, is_finished: bool) -> None:
         """The row is gone, or has lost its slot."""
         self.controller.forget(row.id)
+        self._pauses.pop(row.id, None)
         for drafter in self.drafters.values():
             drafter.forget(row, is_finished=is_finished)
 
     # --- offers -------------------------------------------------------------------------------------------
 
-    def _offers(self, row: Row) -> list[Offer]:
-        """What the drafters that the request allows could draft for a row."""
+    def _offers(self, row: Row, searched: Collection[str]) -> list[Offer]:
+        """What the drafters that the request allows could draft for a row; copies only if it is to be searched."""
         limit = self._limit(row)
         if limit <= 0:
             return []
         wanted = row.request.speculation.drafter
         names = {"auto": self.in_auto, "combo": self.drafters}.get(wanted, (wanted,))
-        offers = (self.drafters[name].offer(row, limit) for name in names)
+        asked = [drafter for name in names if (drafter := self.drafters[name]).computes or row.id in searched]
+        offers = (drafter.offer(row, limit) for drafter in asked)
         return [offer for offer in offers if offer is not None and offer.length > 0]
 
     def _limit(self, row: Row) -> int:
@@ -149,31 +177,48 @@ class Drafting:
 
         A drafter that computes has a price that its rows share, so it is worth it for many or for none.
         """
-        prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.step_s(1)}
+        choice = self._choice(rows, offers)
+        prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.computes}
         costs = Costs(times.predict_all, prices, self.once_s)
-        copies = [[offer for offer in own if offer.tokens is not None] for own in offers]
-        plan = self._plan(rows, [self._favourite(row, own) for row, own in zip(rows, copies, strict=True)], costs)
-        if all(offer.tokens is not None for own in offers for offer in own):
+        copies = [[one for one in own if choice.offers[one].tokens is not None] for own in choice.by_row]
+        plan = self._plan(
+            choice, [self._favourite(row, choice, own) for row, own in zip(rows, copies, strict=True)], costs
+        )
+        if all(offer.tokens is not None for offer in choice.offers):
             return plan
-        favourites = [self._favourite(row, own) for row, own in zip(rows, offers, strict=True)]
-        other = self._plan(rows, favourites, costs)
+        favourites = [self._favourite(row, choice, own) for row, own in zip(rows, choice.by_row, strict=True)]
+        other = self._plan(choice, favourites, costs)
         return max(plan, other, key=lambda p: (p.decision.goodput, p is plan))
 
-    def _favourite(self, row: Row, offers: Sequence[Offer]) -> Offer | None:
-        """The offer of which most is expected to stand; for `combo` a sure copy, else a computed one."""
-        if row.request.speculation.drafter == "combo":
-            offers = _combined(offers)
-        if len(offers) < 2:
-            return offers[0] if offers else None
-        return max(offers, key=lambda o: self.controller.expected(row.id, o.drafter, o.match, o.length))
+    def _choice(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]]) -> "_Choice":
+        candidates: list[Candidate] = []
+        by_row: list[range] = []
+        for row, own in zip(rows, offers, strict=True):
+            must_probe = self.controller.must_probe(row.id)
+            by_row.append(range(len(candidates), len(candidates) + len(own)))
+            candidates += [Candidate(row.id, o.drafter, o.length, o.match, must_probe) for o in own]
+        reaches = self.controller.reaches(candidates)
+        return _Choice(
+            offers=[offer for own in offers for offer in own],
+            by_row=by_row,
+            candidates=candidates,
+            reaches=reaches,
+            expected=expected(candidates, reaches).tolist(),
+        )
 
-    def _plan(self, rows: Sequence[Row], offers: Sequence[Offer | None], costs: Costs) -> Plan:
-        candidates = [
-            Candidate(row.id, offer.drafter, offer.length, offer.match, self.controller.must_probe(row.id))
-            for row, offer in zip(rows, offers, strict=True)
-            if offer is not None
-        ]
-        return Plan(tuple(offers), self.controller.decide(candidates, len(rows), costs))
+    def _favourite(self, row: Row, choice: "_Choice", own: Sequence[int]) -> int | None:
+        """Of a row's `own` offers the one of which most is expected to stand; for `combo` a sure copy, else a computed
+        one."""
+        if row.request.speculation.drafter == "combo":
+            own = _combined(choice.offers, own)
+        return max(own, key=choice.expected.__getitem__, default=None)
+
+    def _plan(self, choice: "_Choice", chosen: Sequence[int | None], costs: Costs) -> Plan:
+        """What to draft if each row has the chosen one of all offers, or none."""
+        places = [one for one in chosen if one is not None]
+        candidates = [choice.candidates[one] for one in places]
+        decision = self.controller.decide(candidates, len(chosen), costs, choice.reaches[places])
+        return Plan(tuple(None if one is None else choice.offers[one] for one in chosen), decision)
 
     # --- drafting -----------------------------------------------------------------------------------------
 
@@ -193,7 +238,19 @@ class Drafting:
         return drafts
 
 
-def _combined(offers: Sequence[Offer]) -> list[Offer]:
-    copies = [offer for offer in offers if offer.tokens is not None]
-    sure = [offer for offer in copies if offer.match >= SURE_MATCH]
-    return sure or [offer for offer in offers if offer.tokens is None] or copies
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """All rows' offers, one after the other, and what is to be expected of each."""
+
+    offers: list[Offer]
+    by_row: list[range]  # which of them are a row's
+    candidates: list[Candidate]
+    reaches: Array  # see `Controller.reaches`
+    expected: list[float]  # tokens that stand
+
+
+def _combined(offers: Sequence[Offer], own: Sequence[int]) -> Sequence[int]:
+    """Those of a row's `own` offers that `combo` considers."""
+    copies = [one for one in own if offers[one].tokens is not None]
+    sure = [one for one in copies if offers[one].match >= SURE_MATCH]
+    return sure or [one for one in own if offers[one].tokens is None] or copies

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from common.errors import ContextLengthExceeded, InternalError, Overloaded
 from common.messages import Timings
 from worker import scheduler, slots
@@ -250,7 +252,7 @@ class Engine:
     def _end(self, row: Row, gain: Gain, reason: str) -> Gain:
         self._leaving.append((row, reason))
         self.totals.finished += 1
-        return replace(gain, finish=reason, usage=usage_of(row), timings=self._timings(row))
+        return msgspec.structs.replace(gain, finish=reason, usage=usage_of(row), timings=self._timings(row))
 
     def _let_go(self) -> None:
         """Rows that ended leave their slots, of which the prefix cache takes copies, all at once."""

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from common.errors import MlxspecError
 from common.messages import Timings, Usage
 from worker.logprobs import Logprob
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
+class Gain(msgspec.Struct, frozen=True, gc=False):
     """What one request got out of a step; the first `accepted` of its tokens were drafted, by `drafter`.
 
     `error` or `finish` is set in its last one. `logprobs` has one for each token if the request asks for them.

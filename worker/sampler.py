@@ -8,9 +8,9 @@ The order of processing: logit bias, penalties, temperature, top-k, top-p and mi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
+import msgspec
 
 from common.sampling import Sampling
 from worker.tally import Tally, adjusted
@@ -19,8 +19,7 @@ _BISECTIONS = 26  # narrows a threshold to float32's resolution of a probability
 _MASK_64 = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(msgspec.Struct, frozen=True, gc=False):
     """One token to choose: with which parameters, and at which absolute position of its row.
 
     `tally` has the biases and penalties of the row's own tokens, if it uses any; `draft` are the draft tokens between

@@ -10,6 +10,8 @@ from worker.request import Request, Row
 from worker.waiting import Waiting, rank
 
 STEP_TOKENS = MAX_DRAFT_TOKENS  # a decoding row may need so many more in a step
+LITTLE_SHARE = 4  # what takes a quarter of the memory for keys and values at most is little …
+LITTLE_BYTES = 1 << 30  # … or so much, where it has no limit
 WORTH_WAITING_TOKENS = 64  # a shared beginning of fewer tokens is sooner read twice
 
 
@@ -34,6 +36,11 @@ class Limits:
     def fit(self, slots: int, capacity_tokens: int) -> bool:
         """Whether there may be so many slots."""
         return self.kv_bytes is None or self.pool_bytes(slots, capacity_tokens) <= self.kv_bytes
+
+    def is_little(self, slots: int, capacity_tokens: int) -> bool:
+        """Whether so many slots are a small part of what there may be."""
+        limit = LITTLE_BYTES if self.kv_bytes is None else self.kv_bytes // LITTLE_SHARE
+        return self.pool_bytes(slots, capacity_tokens) <= limit
 
 
 def fits_alone(request: Request, limits: Limits) -> bool:

@@ -9,10 +9,16 @@ from worker.scheduler import STEP_TOKENS, Limits, Shape
 from worker.target import Target
 
 
+def limit(target: Target, limits: Limits) -> None:
+    """Let slots become as many and as long as these limits say."""
+    state = target.state
+    state.fits, state.is_little, state.most_slots = limits.fit, limits.is_little, limits.rows
+
+
 def shape_to_move_to(target: Target, rows: Sequence[Row], limits: Limits) -> Shape | None:
     """Slots for these rows, sorted by slot, instead of those that the next step needs; None: all is well as it is."""
     state = target.state
-    state.fits = limits.fit
+    limit(target, limits)
     end = max(row.soon_tokens(STEP_TOKENS) for row in rows)
     has, grown = Shape(state.slots, state.capacity_tokens), Shape(*state.sized_for(rows[-1].slot, end))
     return scheduler.shape_to_move_to(rows, has, grown, limits)

@@ -16,7 +16,7 @@ from worker import cpu_ops, matrices
 from worker.cache import spans
 from worker.cache.attention import attention_style, install
 from worker.cache.families import LayerCache, ragged_caches
-from worker.cache.layout import Segment, padded_tokens
+from worker.cache.layout import Segment, padded_places
 from worker.cache.quantized import QuantizedRaggedKVCache, quantized
 from worker.cache.ragged import RaggedKVCache, RaggedState, Step
 from worker.cache.spans import KVSpan
@@ -86,7 +86,7 @@ class Target:
             wanted = None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32)
             return self._followed(step, self._run(packed, wanted))
         last = [step.tokens - 1]
-        places = [*chosen, *last * (padded_tokens(len(chosen)) - len(chosen))]
+        places = [*chosen, *last * (padded_places(len(chosen), step.tokens + step.padding) - len(chosen))]
         if step.padding:
             packed = packed[mx.array([*range(step.tokens), *last * step.padding], dtype=mx.int32)]
         run = self._run if self._is_partial else self._compiled

@@ -1,10 +1,10 @@
 """One forward of the target over all rows of a step: their tokens and drafts go in, the target's choices come out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
+import msgspec
 
 from worker.cache.layout import Segment
 from worker.drafters.drafter import NO_DRAFT, Draft
@@ -14,8 +14,7 @@ from worker.sampler import Draw, choose
 from worker.target import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Feed:
+class Feed(msgspec.Struct, frozen=True, gc=False):
     """One row's part of a step: `width` of its own tokens, and a draft if that reaches its end."""
 
     row: Row
@@ -36,8 +35,7 @@ class Feed:
         return self.row.tokens[self.row.cached : self.row.cached + self.width]
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(msgspec.Struct, frozen=True, gc=False):
     """What a row's feed came to: its draft, and the target's own tokens after the pending and each draft token.
 
     In mid-prompt nothing is chosen: all are empty. `logprobs` has one entry for each of `own`.

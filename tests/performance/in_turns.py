@@ -12,12 +12,9 @@ import sys
 import time
 from typing import Any
 
-from common.config import Config, ModelConfig
 from tests.performance import loop_profile
 from tests.performance import prompts as texts
 from tests.performance.ties import chat_tokens
-from worker.assemble import assemble
-from worker.report import StepReport
 
 
 def main() -> int:
@@ -25,8 +22,7 @@ def main() -> int:
     parser.add_argument("--drafters", default="auto,suffix,none", help="by name, separated by commas")
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
-    ready = assemble(str(options.model), Config(), ModelConfig(path=str(options.model), weights=options.weights))
-    ready.engine.prefixes.wanted_bytes = 0 if options.no_prefixes else ready.engine.prefixes.wanted_bytes
+    ready = loop_profile.loaded(options)
     chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
     prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
     print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
@@ -36,10 +32,9 @@ def main() -> int:
     for turn in range(options.warm_up + options.passes):
         for name in drafters[:: -1 if turn % 2 else 1]:
             options.drafter, number = name, number + 1
-            shapes, began = ready.engine.target.compiled_shapes, time.perf_counter()
-            reports = loop_profile.run(ready, prompts, options, number)
-            figures = told(reports, time.perf_counter() - began)
-            figures["shapes_compiled"] = ready.engine.target.compiled_shapes - shapes
+            began = time.perf_counter()
+            steps = loop_profile.run(ready, prompts, options, number)
+            figures = told(steps, time.perf_counter() - began)
             print(json.dumps({"pass": turn, "drafter": name} | figures), flush=True)
             if turn >= options.warm_up:
                 speeds[name].append(figures["tokens_per_s"])
@@ -49,10 +44,13 @@ def main() -> int:
     return 0
 
 
-def told(reports: list[StepReport], wall_s: float) -> dict[str, Any]:
+def told(steps: list[loop_profile.Step], wall_s: float) -> dict[str, Any]:
     """Of one pass over all questions."""
+    reports = [step.report for step in steps]
     return {
         "tokens_per_s": round(sum(r.gained for r in reports) / wall_s, 1),
+        "shapes_compiled": sum(step.shapes for step in steps),
+        "compiling_s": round(sum(step.report.total_s for step in steps if step.shapes), 2),
         "steps": len(reports),
         "with_prompts_s": round(sum(r.total_s for r in reports if r.prefill_tokens), 2),
         "decoding_s": round(sum(r.total_s for r in reports if not r.prefill_tokens), 2),

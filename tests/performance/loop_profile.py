@@ -13,6 +13,7 @@ import pstats
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,20 @@ SHOWN = 45
 
 def main() -> int:
     options = parse()
-    ready = assemble(str(options.model), Config(), ModelConfig(path=str(options.model), weights=options.weights))
-    ready.engine.prefixes.wanted_bytes = 0 if options.no_prefixes else ready.engine.prefixes.wanted_bytes
+    ready = loaded(options)
     chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
     prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
     print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
     for number in range(options.warm_up + 1):
-        shapes, began = ready.engine.target.compiled_shapes, time.perf_counter()
-        reports = run(ready, prompts, options, number)
-        figures = summary(reports, time.perf_counter() - began)
-        print(
-            json.dumps(
-                {"pass": number, "shapes_compiled": ready.engine.target.compiled_shapes - shapes} | figures, indent=1
-            ),
-            flush=True,
-        )
+        began = time.perf_counter()
+        steps = run(ready, prompts, options, number)
+        figures = summary(steps, time.perf_counter() - began)
+        print(json.dumps({"pass": number} | figures, indent=1), flush=True)
     profile = cProfile.Profile()
     profile.enable()
-    reports = run(ready, prompts, options, -1)
+    steps = run(ready, prompts, options, -1)
     profile.disable()
-    print_profile(profile, len(reports))
+    print_profile(profile, len(steps))
     return 0
 
 
@@ -74,9 +69,27 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, number: int) -> list[StepReport]:
+def loaded(options: argparse.Namespace) -> Ready:
+    """The model with room for as many rows as are asked for."""
+    model = ModelConfig(path=str(options.model), weights=options.weights, max_batch_size=options.rows)
+    ready = assemble(str(options.model), Config(), model)
+    if options.no_prefixes:
+        ready.engine.prefixes.wanted_bytes = 0
+    return ready
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step reported, and how many shapes it compiled."""
+
+    report: StepReport
+    shapes: int
+
+
+def run(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, number: int) -> list[Step]:
     """Answer all prompts, so many at a time, without anything to copy from earlier runs."""
-    engine, reports = ready.engine, []
+    engine = ready.engine
+    steps: list[Step] = []
     engine.prefixes.forget()
     requests = made(ready, prompts, options, scope=str(number))
     live = 0
@@ -85,9 +98,11 @@ def run(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespac
             engine.submit(request)
             live += 1
         if not engine.has_work:
-            return reports
-        reports.append(engine.step())
-        live -= sum(gain.finish is not None for gain in reports[-1].gains)
+            return steps
+        shapes = engine.target.compiled_shapes
+        report = engine.step()
+        steps.append(Step(report, engine.target.compiled_shapes - shapes))
+        live -= sum(gain.finish is not None for gain in report.gains)
 
 
 def made(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, scope: str) -> Iterator[Request]:
@@ -104,18 +119,25 @@ def made(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespa
         )
 
 
-def summary(reports: list[StepReport], wall_s: float) -> dict[str, Any]:
-    """Means over the steps, those with prompts' chunks and those without apart; milliseconds."""
+def summary(steps: list[Step], wall_s: float) -> dict[str, Any]:
+    """Means over the steps, in milliseconds: those that compiled shapes, those with prompts' chunks and the others."""
+    usual = [step.report for step in steps if not step.shapes]
     parts = {
-        "plain": [r for r in reports if not r.prefill_tokens and not r.drafted],
-        "drafted": [r for r in reports if not r.prefill_tokens and r.drafted],
-        "with prompts": [r for r in reports if r.prefill_tokens],
+        "plain": [r for r in usual if not r.prefill_tokens and not r.drafted],
+        "drafted": [r for r in usual if not r.prefill_tokens and r.drafted],
+        "with prompts": [r for r in usual if r.prefill_tokens],
+        "compiling": [step.report for step in steps if step.shapes],
     }
-    figures: dict[str, Any] = {"tokens_per_s": round(sum(r.gained for r in reports) / wall_s, 1)}
+    figures: dict[str, Any] = {
+        "tokens_per_s": round(sum(step.report.gained for step in steps) / wall_s, 1),
+        "seconds": round(wall_s, 2),
+        "shapes_compiled": sum(step.shapes for step in steps),
+    }
     for name, part in parts.items():
         if part:
             figures[name] = {
                 "steps": len(part),
+                "seconds": round(sum(r.total_s for r in part), 2),
                 "rows": mean([r.rows for r in part]),
                 "drafted": mean([r.drafted for r in part]),
                 "gained": mean([r.gained for r in part]),
@@ -124,7 +146,8 @@ def summary(reports: list[StepReport], wall_s: float) -> dict[str, Any]:
                 "forward_ms": mean([r.verify_s * 1e3 for r in part]),
                 "after_ms": mean([(r.total_s - r.draft_s - r.verify_s) * 1e3 for r in part]),
             }
-    figures["outside_steps_ms"] = round((wall_s - sum(r.total_s for r in reports)) / len(reports) * 1e3, 3)
+    outside_s = wall_s - sum(step.report.total_s for step in steps)
+    figures["outside_steps_ms"] = round(outside_s / len(steps) * 1e3, 3)
     return figures
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from common.sampling import Sampling
 from tests.worker import tiny
+from worker import calibration, slots
 from worker.cache import attention, token_attention
-from worker.cache.layout import Segment, padded_tokens
+from worker.cache.layout import Segment, padded_places, padded_tokens
+from worker.scheduler import Limits
 from worker.target import Target
 
 
@@ -82,6 +84,50 @@ def test_padding_adds_less_than_half() -> None:
     for tokens in range(1, 5000):
         assert tokens <= padded_tokens(tokens) < tokens * 1.5
     assert len({padded_tokens(tokens) for tokens in range(1, 1025)}) == 20
+
+
+def test_chosen_tokens_have_few_shapes_beside_those_of_all() -> None:
+    for tokens in (1, 6, 24, 512):
+        shapes = {padded_places(chosen, tokens) for chosen in range(tokens + 1)}
+        assert max(shapes) == tokens and len(shapes) <= 1 + tokens.bit_length() // 2
+        assert all(chosen <= padded_places(chosen, tokens) < max(4 * chosen, 4) for chosen in range(tokens + 1))
+
+
+def test_slots_are_roomy_where_that_is_little_of_the_memory(by_token: None) -> None:
+    target = Target(tiny.make_model("llama"))
+    assert target.state.sized_for(0, 5) == (1, 256)  # nobody has said how much memory there is
+    slots.limit(target, limits(kv_bytes=4 * 8 * 2048))
+    assert target.state.sized_for(0, 5) == (8, 2048)
+    assert target.state.sized_for(0, 2050)[0] == 1  # that would be more than a quarter
+    slots.limit(target, limits(kv_bytes=4 * 8 * 600))
+    assert target.state.sized_for(0, 5) == (8, 512)
+    slots.limit(target, limits(kv_bytes=8 * 600))
+    assert target.state.sized_for(0, 5) == (1, 256)
+
+
+def test_slots_are_as_small_as_can_be_where_shapes_do_not_matter() -> None:
+    target = Target(tiny.make_model("llama"))
+    slots.limit(target, limits(kv_bytes=1 << 30))
+    assert target.state.sized_for(2, 5) == (4, 256)
+
+
+def limits(kv_bytes: int) -> Limits:
+    return Limits(rows=8, waiting=8, kv_bytes=kv_bytes, kv_bytes_per_token=1)
+
+
+def test_a_step_of_each_usual_size_is_compiled_at_load(
+    by_token: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("MLXSPEC_HOME", str(tmp_path))
+    monkeypatch.setattr(calibration, "LARGEST_COMPILED", 4)  # a C++ compiler takes a second for each on a CPU
+    monkeypatch.setattr(calibration, "LARGEST", 4)
+    target = Target(tiny.make_model("llama"))
+    slots.limit(target, limits(kv_bytes=1 << 30))
+    calibration.measured_times(target, "tiny", "float32")
+    compiled = target.compiled_shapes
+    for tokens in (1, 2, 3, 4):
+        target.forward([Segment(row, 0, 1) for row in range(tokens)], [1] * tokens, range(tokens))
+    assert target.compiled_shapes == compiled
 
 
 def test_one_long_prompt_goes_through_matrix_products(by_token: None) -> None:

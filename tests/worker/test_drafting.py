@@ -8,7 +8,7 @@ from tests.worker import tiny
 from worker.drafters.drafter import Ask, CopyingDrafter, Draft, Offer, Pending
 from worker.drafting import MOST_SKIPPED, Drafting
 from worker.request import Row
-from worker.step_times import GRID, StepTimes
+from worker.step_times import GRID, Array, StepTimes
 
 STEP_S = 1.0
 FLAT = StepTimes([STEP_S] * len(GRID))
@@ -45,7 +45,9 @@ class Computing(Slow):
     def offer(self, row: Row, limit: int) -> Offer | None:
         return Offer(self.name, 2, 0)
 
-    def step_s(self, rows: int) -> float:
+    computes = True
+
+    def step_s(self, rows: Array) -> Array | float:
         return 1e-3
 
     def draft(self, asks: Sequence[Ask]) -> list[Draft]:
@@ -79,6 +81,31 @@ def test_dear_looks_that_find_nothing_become_rare_and_frequent_again_when_they_f
     assert 200 / (MOST_SKIPPED + 1) <= drafter.looks < 25
     drafter.finds = True
     assert sum(drafted(drafting, 40)[-20:]) >= 19  # one of them plain at most
+
+
+def test_a_row_that_is_searched_in_vain_is_searched_rarely_and_the_others_are_not() -> None:
+    class Picky(Slow):
+        def __init__(self, clock: Clock) -> None:
+            super().__init__(clock, 0.1)
+            self.searched = [0, 0]
+
+        def offer(self, row: Row, limit: int) -> Offer | None:
+            self.searched[row.slot] += 1
+            self.finds = row.slot == 1
+            return super().offer(row, limit)
+
+    clock = Clock()
+    picky, computing = Picky(clock), Computing(clock, 0.0)
+    computing.name = "computing"
+    drafting = Drafting({"slow": picky, "computing": computing}, ("slow", "computing"), clock=clock)
+    drafting.controller.priors = {"computing": [0.1]}
+    rows = [a_row(), a_row()]
+    rows[1] = Row.of(tiny.make_request(1, max_tokens=100), 1, 0.0)
+    rows[1].cached = len(rows[1].tokens) - 1
+    made = [drafting.drafts(rows, FLAT)[0] for _ in range(100)]
+    looks = sum(any(draft.length for draft in drafts) for drafts in made)
+    assert all(drafts[0].drafter == "computing" for drafts in made if drafts[0].length)
+    assert picky.searched[1] == looks > 90 and 100 / (MOST_SKIPPED + 1) - 1 <= picky.searched[0] < 20
 
 
 def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import msgspec
+
 CAPACITY_STEP = 256  # slots grow by multiples of this many tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True, gc=False):
     """One row's part of a step: `width` tokens written to `slot` from position `start` on.
 
     `stands`: all of it will be kept, as with a prompt's chunk. Then no state has to be kept for a rollback.
@@ -120,6 +121,13 @@ def padded_tokens(tokens: int) -> int:
     return power * 3 // 4 if power > 2 and tokens <= power * 3 // 4 else power
 
 
+def padded_places(chosen: int, tokens: int) -> int:
+    """So many of `tokens` are chosen, rounded up to all of them, a quarter, a sixteenth …: few shapes beside theirs."""
+    while tokens // 4 >= max(chosen, 1):
+        tokens //= 4
+    return tokens
+
+
 def round_up(value: int, step: int) -> int:
     """The smallest multiple of `step` that is at least `value`."""
     return -(-value // step) * step
@@ -143,8 +151,7 @@ def group_segments(segments: Sequence[Segment], style: AttentionStyle, pool_slot
     return groups
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(msgspec.Struct, frozen=True, gc=False):
     """Neighbouring segments as a group in the making, in figures alone."""
 
     first: int  # indexes of its segments

@@ -14,10 +14,20 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from common.errors import ConfigError
-from worker.cache.layout import CAPACITY_STEP, AttentionStyle, Group, Segment, group_segments, padded_tokens, round_up
+from worker.cache.layout import (
+    CAPACITY_STEP,
+    AttentionStyle,
+    Group,
+    Segment,
+    group_segments,
+    padded_tokens,
+    power_of_two,
+    round_up,
+)
 
 T = TypeVar("T")
 
+ROOMY_CAPACITIES = (2048, 1024, 512)  # tokens of a slot where memory is no matter, and each size is a new shape
 MOST_SCORES_BY_TOKEN = 1 << 20  # queries × keys of a row: beyond it matrix products are worth preparing a shape
 
 
@@ -104,6 +114,8 @@ class RaggedState:
         self.step: Step | None = None
         self.is_by_token = False  # whether all layers' attention can serve each token by itself
         self.fits: Callable[[int, int], bool] = lambda slots, capacity_tokens: True  # whether there may be so many
+        self.is_little: Callable[[int, int], bool] = lambda slots, capacity_tokens: False  # of what there may be
+        self.most_slots = 0  # that rows will ever have
 
     @property
     def slots(self) -> int:
@@ -146,7 +158,11 @@ class RaggedState:
         self.lengths += [0] * (slots - self.slots)
 
     def sized_for(self, slot: int, end: int) -> tuple[int, int]:
-        """Number of slots and tokens in each, once `slot` has room for `end` tokens."""
+        """Number of slots and tokens in each, once `slot` has room for `end` tokens.
+
+        Where tokens attend by themselves a step is compiled for each size of the pools: then they are large from the
+        beginning, if that takes little memory.
+        """
         slots = [self.slots] if slot < self.slots else [1 << slot.bit_length(), slot + 1]
         extent = round_up(end, self.style.extent_step)
         capacities = [self.capacity_tokens]
@@ -154,7 +170,15 @@ class RaggedState:
             roomy = min(self.capacity_tokens * 3 // 2, self.longest_tokens)
             capacities = [round_up(max(extent, roomy), CAPACITY_STEP), round_up(extent, CAPACITY_STEP)]
         sizes = [(number, capacity) for number in slots for capacity in capacities]
-        return next((size for size in sizes if self.fits(*size)), sizes[-1])
+        return self._roomy(*sizes[0]) or next((size for size in sizes if self.fits(*size)), sizes[-1])
+
+    def _roomy(self, slots: int, capacity_tokens: int) -> tuple[int, int] | None:
+        """More slots and tokens in each than these, where that saves shapes and takes little memory."""
+        if not self.is_by_token:
+            return None
+        slots, least = max(slots, self.most_slots), power_of_two(capacity_tokens)
+        sizes = [(slots, max(capacity, least)) for capacity in ROOMY_CAPACITIES]
+        return next((size for size in sizes if self.is_little(*size)), None)
 
     def rearrange(self, kept: Sequence[int], capacity_tokens: int) -> None:
         """From now on slot i is what slot `kept[i]` was, and there are no others; the caches' arrays come first."""

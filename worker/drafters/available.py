@@ -49,7 +49,7 @@ class Available:
         """A drafter that computes is used by `auto` only where it promises a gain."""
         self.drafters[drafter.name] = drafter
         self.acceptance[drafter.name] = drafter.acceptance or (found.agreement,)
-        if trial.is_promising(self.acceptance[drafter.name], drafter.step_s, times.predict):
+        if trial.is_promising(self.acceptance[drafter.name], drafter.times.predict, times.predict):
             self.in_auto.append(drafter.name)
 
 

@@ -13,7 +13,7 @@ from worker.cache.layout import Segment
 from worker.drafters.drafter import Ask, Draft, Offer, Pending
 from worker.request import Row
 from worker.sampler import Draw, choose
-from worker.step_times import StepTimes
+from worker.step_times import Array, StepTimes
 from worker.target import Target
 
 MATCH = 0  # all drafts of such a drafter are of one class
@@ -27,6 +27,7 @@ class ChainDrafter:
     """
 
     name = "chain"
+    computes = True
 
     def __init__(self, target: Target, times: StepTimes) -> None:
         self.target = target
@@ -36,8 +37,8 @@ class ChainDrafter:
     def offer(self, row: Row, limit: int) -> Offer | None:
         return Offer(self.name, limit, MATCH)
 
-    def step_s(self, rows: int) -> float:
-        return self.times.predict(rows)
+    def step_s(self, rows: Array) -> Array | float:
+        return self.times.predict_all(rows)
 
     def catches_up(self, rows: Sequence[Row]) -> bool:
         return False

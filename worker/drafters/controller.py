@@ -8,12 +8,11 @@ that it drafts, shared by its rows. (After TurboSpec, arXiv 2406.14066, at the l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
 
+import msgspec
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from worker.step_times import Array
 
 PROBE_TOKENS = 128  # a row that drafts nothing is parked and tries again after so many tokens …
 PROBE_TOKENS_MAX = 4096  # … doubling while its probes fail
@@ -48,8 +47,7 @@ class Tally:
         self.tried *= FADES
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One drafter's offer for a row. `must_probe`: draft at least one token of it."""
 
     row: str
@@ -61,13 +59,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Predicted seconds: of steps of so many tokens each, and of one more draft position of a drafter for so many rows.
+    """Predicted seconds: of steps of so many tokens each, and of one more position of computed drafts for so many rows.
 
     `once_s`: what a step costs besides if anybody computes a draft in it.
     """
 
     steps_s: Callable[[Array], Array | float]
-    draft_s: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
+    draft_s: Mapping[str, Callable[[Array], Array | float]] = field(default_factory=dict)
     once_s: float = 0.0
 
 
@@ -132,20 +130,6 @@ class Controller:
             self._usual[drafter, match] = known
         return known
 
-    def chance(self, row: str, drafter: str, match: int, depth: int) -> float:
-        """That the draft token at `depth` (from 0) is accepted, given that those before it were."""
-        usual = self.usual(drafter, match)[min(depth, _SHARED_FROM)]
-        own = self._own(row, drafter)
-        return min(usual if own is None else own.mean(usual, _ROW_WEIGHT), _SUREST)
-
-    def expected(self, row: str, drafter: str, match: int, length: int) -> float:
-        """Draft tokens of `length` that are expected to stand."""
-        expected, reach = 0.0, 1.0
-        for depth in range(length):
-            reach *= self.chance(row, drafter, match, depth)
-            expected += reach
-        return expected
-
     def reaches(self, candidates: Sequence[Candidate]) -> Array:
         """That each draft token is reached and accepted, [candidates, longest]; beyond a candidate's end as well."""
         longest = max(candidate.length for candidate in candidates)
@@ -166,20 +150,23 @@ class Controller:
         record = self.rows.get(row)
         return record is not None and record.since_draft >= record.probe_after
 
-    def decide(self, candidates: Sequence[Candidate], rows: int, costs: Costs) -> Decision:
-        """Draft lengths for the candidates, of which a row has one at most. `rows` gain a token in the step anyway."""
-        offering = [candidate for candidate in candidates if candidate.length]
-        if not offering:
+    def decide(
+        self, candidates: Sequence[Candidate], rows: int, costs: Costs, reaches: Array | None = None
+    ) -> Decision:
+        """Draft lengths for the candidates, of which a row has one at most. `rows` gain a token in the step anyway.
+
+        `reaches` of them, if that is known already.
+        """
+        if not any(candidate.length for candidate in candidates):
             return Decision((0,) * len(candidates), rows / float(np.max(costs.steps_s(np.array([rows])))))
-        tokens = _sorted_tokens(offering, self.reaches(offering))
-        draft_s = _summed(_draft_s(offering, tokens, costs))
+        tokens = _sorted_tokens(candidates, self.reaches(candidates) if reaches is None else reaches)
+        draft_s = _summed(_draft_s(candidates, tokens, costs))
         steps_s = costs.steps_s(np.arange(rows, rows + len(draft_s)))
         goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)
-        least = sum(candidate.must_probe for candidate in offering)
+        least = sum(candidate.must_probe and candidate.length > 0 for candidate in candidates)
         count = least + int(np.argmax(goodput[least:]))
-        granted = iter(np.bincount(tokens.candidate[:count], minlength=len(offering)).tolist())
-        lengths = tuple(next(granted) if candidate.length else 0 for candidate in candidates)
-        return Decision(lengths, float(goodput[count]), float(draft_s[count]))
+        lengths = np.bincount(tokens.candidate[:count], minlength=len(candidates)).tolist()
+        return Decision(tuple(lengths), float(goodput[count]), float(draft_s[count]))
 
     def observe(self, row: str, drafter: str, match: int, drafted: int, accepted: int) -> None:
         """Take in a verdict: `accepted` of `drafted` tokens stood; those after the first that fell say nothing."""
@@ -225,6 +212,13 @@ class _Tokens:
     depth: Array
 
 
+def expected(candidates: Sequence[Candidate], reaches: Array) -> Array:
+    """How many of each candidate's tokens will stand, if all are drafted; `reaches` as the controller gives them."""
+    lengths = np.array([candidate.length for candidate in candidates])
+    sums: Array = np.sum(reaches, axis=1, where=np.arange(reaches.shape[1]) < lengths[:, None])
+    return sums
+
+
 def _sorted_tokens(candidates: Sequence[Candidate], reaches: Array) -> _Tokens:
     """First one of each that must probe, then by their chance; those of one candidate stay in order."""
     lengths = np.array([candidate.length for candidate in candidates])
@@ -244,9 +238,9 @@ def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> 
         if not own.any():
             continue
         computed |= own
-        prices = [0.0, *(price(rows) for rows in range(1, len(candidates) + 1))]
-        one_more = np.array([after - before for before, after in pairwise(prices)])
-        added[own] = one_more[_places_among_equals(tokens.depth[own])]
+        prices = np.zeros(len(candidates) + 1)
+        prices[1:] = price(np.arange(1, len(prices)))
+        added[own] = np.diff(prices)[_places_among_equals(tokens.depth[own])]
     if computed.any():
         added[np.argmax(computed)] += costs.once_s
     return added

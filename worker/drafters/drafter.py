@@ -5,16 +5,16 @@ controller grants, on the device, and nobody waits: the target's forward takes t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import mlx.core as mx
+import msgspec
 
 from worker.request import Row
+from worker.step_times import Array
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True, gc=False):
     """At most `length` tokens for one row. `tokens` are given by drafters that copy, None is still to be computed.
 
     `match` says how sure the drafter is, in its own classes: acceptance is tallied by it.
@@ -26,8 +26,7 @@ class Offer:
     tokens: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """One row's grant: the first `length` tokens of its offer are wanted."""
 
     row: Row
@@ -35,8 +34,7 @@ class Ask:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True, gc=False):
     """One row's part of tokens in the making: `places` of `tokens` (int32 [tokens of all rows])."""
 
     tokens: mx.array
@@ -48,8 +46,7 @@ class Pending:
         return [made[place] for place in self.places]
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """Tokens for the target to verify: on the host (`tokens`), or still in the making (`pending`)."""
 
     drafter: str
@@ -66,12 +63,13 @@ class Drafter(Protocol):
     """One way of guessing what comes next. Belongs to the MLX thread, as the engine does."""
 
     name: str
+    computes: bool  # or it copies, which costs the device nothing
 
     def offer(self, row: Row, limit: int) -> Offer | None:
         """What could be drafted for a decoding row, `limit` tokens at most; None or length 0: nothing."""
 
-    def step_s(self, rows: int) -> float:
-        """Seconds that one more draft token takes for `rows` rows together; 0 for a drafter that copies."""
+    def step_s(self, rows: Array) -> Array | float:
+        """Seconds that one more draft token takes, for so many rows together each; 0 for a drafter that copies."""
 
     def catches_up(self, rows: Sequence[Row]) -> bool:
         """Whether a draft for these rows begins with reading what would have to be read anyway, some time: how long
@@ -99,7 +97,9 @@ class Drafter(Protocol):
 class CopyingDrafter:
     """Base of the drafters that copy tokens on the host: drafting costs the device nothing."""
 
-    def step_s(self, rows: int) -> float:
+    computes = False
+
+    def step_s(self, rows: Array) -> Array | float:
         return 0.0
 
     def catches_up(self, rows: Sequence[Row]) -> bool:

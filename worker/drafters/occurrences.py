@@ -6,19 +6,25 @@ answers the same question at 300 to 500 bytes a token in CPython; this takes 24 
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from operator import mul
 
+import msgspec
+import numpy as np
+
 SIZES = (4, 2, 1)  # n of the n-grams whose places are chained, largest first
+_LONGER = (1 << 30, *SIZES)  # what is longer than the matches that are found by the n-gram of each size alone
 MOST_PLACES = 16  # so many of the latest places of an n-gram are looked at
 LONGEST_SEARCHED = 64  # a match that is found is not measured beyond this; one that goes on grows without limit
 NO_TOKEN = -1  # between two texts: matches nothing, follows nothing
 TOKEN_BYTES = array("i").itemsize
+_FACTORS = (2654435761, 2246822519, 3266489917, 668265263)  # of an n-gram's hash, its last token first
+_SHIFT = 15  # the best of a product's bits lie higher; four products fit 63 bits for tokens below 2^29
+_FEW = 8  # tokens are indexed one by one up to so many
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True, gc=False):
     """The last `length` tokens of a row stand in a text before each of `places`, the latest first."""
 
     length: int
@@ -33,8 +39,7 @@ class Match:
 NO_MATCH = Match(0, ())
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
+class Continuation(msgspec.Struct, frozen=True, gc=False):
     """What may follow a row. `chances`: that each token is right, given that those before it are."""
 
     tokens: tuple[int, ...] = ()
@@ -73,44 +78,63 @@ class Occurrences:
         """Index what is new in `text`, but not its end, which has no successor yet."""
         if len(text) > self.capacity:
             self._start(2 * len(text))
-        mask = self._mask
-        chains = list(zip(SIZES, self._latest, self._before, strict=True))
-        for place in range(self.indexed, len(text)):
-            for size, latest, before in chains:
-                slot = hash(tuple(text[max(place - size, 0) : place])) & mask
-                before.append(latest[slot])
-                latest[slot] = place
+        few = self.indexed + _FEW if len(text) - self.indexed > 2 * _FEW else len(text)
+        for place in range(self.indexed, few):
+            for slot, latest, before in zip(self._slots(text, place), self._latest, self._before, strict=True):
+                if slot is None:
+                    before.append(0)
+                else:
+                    before.append(latest[slot])
+                    latest[slot] = place
+        if few < len(text):
+            self._extend_by_many(text, few)
         self.indexed = max(self.indexed, len(text))
 
-    def follow(self, text: Sequence[int], match: Match, row: Sequence[int], seen: int) -> Match:
+    def _extend_by_many(self, text: Sequence[int], first: int) -> None:
+        """From place `first` on, which is behind the first n-gram of each size."""
+        tokens = np.array(text[first - SIZES[0] : len(text) - 1], dtype=np.int64)
+        products = [tokens[SIZES[0] - 1 - i : len(tokens) - i] * factor for i, factor in enumerate(_FACTORS)]
+        for size, latest, before in zip(SIZES, self._latest, self._before, strict=True):
+            slots = (np.sum(products[:size], axis=0) >> _SHIFT) & self._mask
+            for place, slot in enumerate(slots.tolist(), first):
+                before.append(latest[slot])
+                latest[slot] = place
+
+    def _slots(self, text: Sequence[int], end: int) -> tuple[int | None, int | None, int | None]:
+        """Where the latest places of the n-grams before `end` are noted, of each of `SIZES`; None: it is too short."""
+        mask, one = self._mask, text[end - 1] * _FACTORS[0]
+        if end < 2:
+            return None, None, one >> _SHIFT & mask
+        two = one + text[end - 2] * _FACTORS[1]
+        if end < 4:
+            return None, two >> _SHIFT & mask, one >> _SHIFT & mask
+        four = two + text[end - 3] * _FACTORS[2] + text[end - 4] * _FACTORS[3]
+        return four >> _SHIFT & mask, two >> _SHIFT & mask, one >> _SHIFT & mask
+
+    def follow(self, text: Sequence[int], match: Match, row: Sequence[int], seen: int, least: int = 1) -> Match:
         """The match of the row's end, given `match` of its first `seen` tokens in the same text.
 
-        A long one that goes on needs no search: where the longer one occurs, there the shorter one did.
+        A long one that goes on needs no search: where the longer one occurs, there the shorter one did. Not searched
+        for are those shorter than `least`.
         """
         for token in row[seen:]:
             match = match.advance(text, token)
             if not match.places:
                 break
-        return match if match.length > SIZES[0] else self.find(text, row)
+        return match if match.length > SIZES[0] else self.find(text, row, least)
 
-    def find(self, text: Sequence[int], row: Sequence[int]) -> Match:
-        """The longest match of the row's end in `text`, among the latest places of the largest n-gram found."""
-        for level, size in enumerate(SIZES):
-            if size <= len(row):
-                match = self._longest(text, row, size, self._chain(level, row))
+    def find(self, text: Sequence[int], row: Sequence[int], least: int = 1) -> Match:
+        """The longest match of the row's end in `text`, among the latest places of the largest n-gram found; one
+        shorter than `least` may be missed."""
+        slots = self._slots(row, len(row)) if row else ()
+        for size, longer, slot, latest, before in zip(SIZES, _LONGER, slots, self._latest, self._before, strict=False):
+            if longer <= least:
+                break
+            if slot is not None and (place := latest[slot]):
+                match = self._longest(text, row, size, _chain(before, place))
                 if match.places:
                     return match
         return NO_MATCH
-
-    def _chain(self, level: int, row: Sequence[int]) -> list[int]:
-        """The latest places of the row's last n-gram, and perhaps of others with its hash."""
-        place = self._latest[level][hash(tuple(row[len(row) - SIZES[level] :])) & self._mask]
-        before = self._before[level]
-        places: list[int] = []
-        while place and len(places) < MOST_PLACES:
-            places.append(place)
-            place = before[place]
-        return places
 
     def _longest(self, text: Sequence[int], row: Sequence[int], least: int, places: Sequence[int]) -> Match:
         """Those of `places` before which most tokens are the row's last ones, `least` at least."""
@@ -122,6 +146,15 @@ class Occurrences:
             elif length == longest:
                 best.append(place)
         return Match(longest, best)
+
+
+def _chain(before: Sequence[int], place: int) -> list[int]:
+    """The latest places of an n-gram, from `place` on, and perhaps of others with its hash."""
+    places: list[int] = []
+    while place and len(places) < MOST_PLACES:
+        places.append(place)
+        place = before[place]
+    return places
 
 
 def common_suffix(text: Sequence[int], place: int, row: Sequence[int], least: int) -> int:
@@ -143,6 +176,8 @@ def continuation(text: Sequence[int], match: Match, limit: int, doubt: float, le
     The text may be the row itself: a path that comes to its end goes on with what was copied first, that is, with its
     period. (SuffixDecoding, arXiv 2411.04975, has a tree of all paths; this walks the best one.)
     """
+    if len(match.places) == 1 and match.places[0] + limit <= len(text):
+        return _alone(text, match.places[0], _lone_chances(match.length, limit, doubt, least_reach))
     tokens: list[int] = []
     chances: list[float] = []
     places, reach = match.places, 1.0
@@ -156,6 +191,24 @@ def continuation(text: Sequence[int], match: Match, limit: int, doubt: float, le
         chances.append(chance)
         places = followed
     return Continuation(tuple(tokens), tuple(chances))
+
+
+def _alone(text: Sequence[int], place: int, chances: tuple[float, ...]) -> Continuation:
+    """What followed at one place alone."""
+    tokens = tuple(text[place : place + len(chances)])
+    if NO_TOKEN in tokens:
+        tokens = tokens[: tokens.index(NO_TOKEN)]
+    return Continuation(tokens, chances[: len(tokens)])
+
+
+@lru_cache(maxsize=1024)
+def _lone_chances(length: int, limit: int, doubt: float, least_reach: float) -> tuple[float, ...]:
+    """Chances of the tokens after a match at one place, down to the least one."""
+    chances = [1.0 / (1.0 + doubt / (length + i)) for i in range(limit)]
+    reaches = accumulate(chances, mul)
+    return tuple(
+        chance for i, (chance, reach) in enumerate(zip(chances, reaches, strict=True)) if not i or reach >= least_reach
+    )
 
 
 def _commonest(text: Sequence[int], tokens: Sequence[int], places: Sequence[int]) -> tuple[int, Sequence[int]]:

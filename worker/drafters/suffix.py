@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from worker.drafters.drafter import CopyingDrafter, Offer
 from worker.drafters.memory import CONTEXT_TOKENS, GENERATION_TOKENS, Generation, Memory
 from worker.drafters.occurrences import NO_MATCH, Continuation, Match, Occurrences, continuation
@@ -41,8 +43,7 @@ class _Row:
     shared: list[_Reading] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(msgspec.Struct, frozen=True, gc=False):
     """Proposed tokens, and the length of a lone match in the row itself that is as likely right, up to LONGEST_TOLD."""
 
     tokens: tuple[int, ...]
@@ -96,8 +97,9 @@ class SuffixDrafter(CopyingDrafter):
         row.own = row.places.follow(tokens, row.own, tokens, row.seen)
         self._read_shared(row, scope, tokens)
         row.seen = len(tokens)
+        found = list(self._continuations(row, tokens, limit))
         # Of equals the first, the row's own.
-        best = max(self._continuations(row, tokens, limit), key=lambda one: one.expected, default=_NOTHING)
+        best = max(found, key=lambda one: one.expected) if len(found) > 1 else found[0] if found else _NOTHING
         return Copy(best.tokens, _lone_match(best.chances[0])) if best.tokens else NO_COPY
 
     def finish(self, row_id: str, scope: str, tokens: Sequence[int], prompt_tokens: int) -> None:
@@ -127,9 +129,9 @@ class SuffixDrafter(CopyingDrafter):
         for reading in row.shared:
             text, places = reading.generation.text, reading.generation.places
             if reading.known < len(text):  # another row has ended meanwhile
-                reading.match, reading.known = places.find(text, tokens), len(text)
+                reading.match, reading.known = places.find(text, tokens, self._least_shared_match), len(text)
             else:
-                reading.match = places.follow(text, reading.match, tokens, row.seen)
+                reading.match = places.follow(text, reading.match, tokens, row.seen, self._least_shared_match)
 
     def _continuations(self, row: _Row, tokens: Sequence[int], limit: int) -> Iterator[Continuation]:
         if row.own.places:

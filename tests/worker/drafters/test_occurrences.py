@@ -188,6 +188,23 @@ def test_an_index_takes_the_bytes_it_says() -> None:
     assert sum(map(sys.getsizeof, arrays)) < 1.2 * Occurrences.bytes_for(5000)
 
 
+@given(st.lists(st.integers(NO_TOKEN, 3), min_size=60, max_size=90))
+def test_a_text_indexed_at_once_is_indexed_as_token_by_token(text: list[int]) -> None:
+    one_by_one = Occurrences(100)
+    for end in range(len(text) + 1):
+        one_by_one.extend(text[:end])
+    at_once = Occurrences(100)
+    at_once.extend(text)
+    assert (at_once._latest, at_once._before) == (one_by_one._latest, one_by_one._before)
+
+
+@given(few_kinds, few_kinds)
+def test_a_match_long_enough_is_found_when_shorter_ones_are_not_wanted(text: list[int], row: list[int]) -> None:
+    every = find(text, row)
+    if every.length >= 3:
+        assert indexed(text).find(text, row, least=3) == every
+
+
 def test_an_index_made_too_small_finds_the_same() -> None:
     text = random.Random(7).choices(range(5), k=300)
     grown = Occurrences(4)
