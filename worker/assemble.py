@@ -10,7 +10,7 @@ from typing import Any
 from common.config import Config, ModelConfig
 from common.logs import fields
 from common.messages import ModelFacts
-from worker import backend, calibration, loader, self_test, slots
+from worker import backend, calibration, loader, matrices, self_test, slots
 from worker.blas_threads import ThreadChoice
 from worker.cache.ragged import UnsupportedCache
 from worker.drafters.available import Available, load_head, load_layers
@@ -69,7 +69,7 @@ def assemble(path: str, config: Config, model: ModelConfig) -> Ready:
         context_tokens=loaded.context_tokens,
         vocabulary=loader.vocabulary_size(loaded.config, loaded.tokenizer),
         weights_dtype=loaded.weights,
-        weights_bytes=loaded.weights_bytes,
+        weights_bytes=loaded.weights_bytes + matrices.kept_bytes(loaded.model),
         kv_bytes_per_token=size.per_token,
         kv_bytes_per_row=size.per_row,
         speculation=not unspeculative,

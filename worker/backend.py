@@ -17,6 +17,12 @@ def name() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
+def memory_bytes() -> int:
+    """The GPU's memory, or what Metal recommends to use of it; 0 without a GPU."""
+    info = {} if name() == "cpu" else mx.device_info()
+    return int(info.get("max_recommended_working_set_size", info.get("total_memory", 0)))
+
+
 def prepare() -> None:
     """Set what MLX needs before the first array.
 

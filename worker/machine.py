@@ -12,7 +12,6 @@ from worker import backend
 
 def facts() -> dict[str, Any]:
     """Backend and BLAS, whether operations can be fused, versions, and the GPU's memory if there is one."""
-    info = {} if backend.name() == "cpu" else mx.device_info()
     total = (mx.ones((8, 8)) @ mx.ones((8, 8))).sum().item()  # a backend that is installed may still not compute
     return {
         "backend": backend.name(),
@@ -21,7 +20,7 @@ def facts() -> dict[str, Any]:
         "computes": total == 512,
         "mlx": importlib.metadata.version("mlx"),
         "mlx_lm": importlib.metadata.version("mlx-lm"),
-        "working_set_bytes": int(info.get("max_recommended_working_set_size", info.get("total_memory", 0))),
+        "working_set_bytes": backend.memory_bytes(),
     }
 
 

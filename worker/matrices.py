@@ -6,7 +6,8 @@ other, and the first that is asked answers for all.
 
 A BLAS copies a matrix that it multiplies by; stored as [inputs, outputs] that copy is cheaper, by a quarter to a half
 of the product. MLX's CUDA kernels for quantized matrices are made for a few tokens: for more of them unfolding the
-matrix first is several times faster. (Figures in docs/benchmarks.md.)
+matrix first is several times faster; of a model that is small beside the device's memory the unfolded matrices are
+kept. (Figures in docs/benchmarks.md.)
 """
 
 import copy
@@ -25,29 +26,53 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _GATED = ("gate_proj", "up_proj")
 _JOINED = {"cpu": (_ATTENTION,), "cuda": (_ATTENTION, _GATED)}  # by device; on Metal nobody has tried it yet
 _ARRAYS = ("weight", "scales", "biases", "bias")  # whose first axis are a layer's outputs
+_UNFOLDED = "_unfolded"  # where a quantized layer has its matrix unfolded; no parameter, by its name
 _FORM = ("group_size", "bits", "mode")
 
 # On CUDA a quantized matrix is unfolded for at least so many tokens, if it is so long or there is so much to do.
 _UNFOLD_TOKENS = 8
 _UNFOLD_INPUTS = 1024
 _UNFOLD_PRODUCTS = 1 << 25
+_KEPT_SHARE = 16  # all unfolded matrices are kept if they take a sixteenth of the device's memory at most
 
 
 def install(model: nn.Module) -> None:
     """Join what can be joined in this model and order its matrices for the default device; in place, once.
 
-    Values are the same, and so is the memory they take, but for one layer's while it is moved.
+    Values are the same, and so is the memory they take, but for one layer's while it is moved, and for what
+    `kept_bytes` says.
     """
-    device = backend.name()
+    device, quantized = backend.name(), list[nn.Module]()
     for module in model.modules():
         for names in _JOINED.get(device, ()):
             if _read_the_same(module, names):
-                _join([module[name] for name in names])
+                whole = _join([module[name] for name in names])
+                quantized += [whole] if isinstance(whole, nn.QuantizedLinear) else []
     for module in model.modules():
         if type(module) in (nn.Linear, nn.Embedding):
             module.weight = ordered(module.weight)
-        elif device == "cuda" and type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
+        elif type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
+            quantized.append(module)
+    if device == "cuda":
+        for module in quantized:
             module.__class__ = _multiplying(type(module))
+        _keep_unfolded(model, quantized)
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """What unfolded matrices take beside this model's own arrays."""
+    return int(getattr(model, "unfolded_bytes", 0))
+
+
+def _keep_unfolded(model: nn.Module, quantized: Sequence[nn.Module]) -> None:
+    """Unfold the matrices of these layers once and for all, if there is memory enough."""
+    needed = sum(unfolded_bytes(layer.weight, layer.scales, layer.bits) for layer in quantized)
+    if not needed or not is_kept(needed):
+        return
+    for layer in quantized:
+        layer[_UNFOLDED] = mx.dequantize(layer.weight, **_form_of(layer))
+        mx.eval(layer[_UNFOLDED])
+    model.unfolded_bytes = needed
 
 
 def ordered(matrix: mx.array) -> mx.array:
@@ -59,29 +84,47 @@ def ordered(matrix: mx.array) -> mx.array:
     return stored.T
 
 
-def quantized_product(x: mx.array, weight: mx.array, **form: Any) -> mx.array:
+def unfolded_bytes(weight: mx.array, scales: mx.array, bits: int) -> int:
+    """What a quantized matrix takes once it is unfolded."""
+    return int(weight.nbytes * 8 // bits * max(scales.dtype.size, 2))
+
+
+def is_kept(needed_bytes: int) -> bool:
+    """Whether unfolded matrices of so many bytes are kept on the default device."""
+    return backend.name() == "cuda" and needed_bytes <= backend.memory_bytes() // _KEPT_SHARE
+
+
+def quantized_product(x: mx.array, weight: mx.array, unfolded: mx.array | None = None, **form: Any) -> mx.array:
     """x [.., inputs] times a quantized matrix [outputs, packed inputs]: [.., outputs].
 
-    `form`: scales, biases, group_size, bits and mode as `mx.quantized_matmul` takes them.
+    `unfolded` [outputs, inputs]: the same matrix, where it is kept. `form`: scales, biases, group_size, bits and mode
+    as `mx.quantized_matmul` takes them.
     """
-    if backend.name() != "cuda" or not is_unfolded(x.size // x.shape[-1], x.shape[-1], weight.shape[0]):
+    tokens, inputs = x.size // x.shape[-1], x.shape[-1]
+    if backend.name() != "cuda" or not is_unfolded(tokens, inputs, weight.shape[0], is_kept=unfolded is not None):
         product: mx.array = mx.quantized_matmul(x, weight, transpose=True, **form)
         return product
-    return x @ mx.dequantize(weight, **form).astype(x.dtype).T
+    matrix = mx.dequantize(weight, **form) if unfolded is None else unfolded
+    return x @ matrix.astype(x.dtype).T
 
 
-def is_unfolded(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether CUDA makes such a product faster from an unfolded matrix."""
-    return tokens >= _UNFOLD_TOKENS and (inputs >= _UNFOLD_INPUTS or tokens * inputs * outputs >= _UNFOLD_PRODUCTS)
+def is_unfolded(tokens: int, inputs: int, outputs: int, *, is_kept: bool = False) -> bool:
+    """Whether CUDA makes such a product faster from an unfolded matrix, which has to be made first or is kept."""
+    is_worth_it = is_kept or inputs >= _UNFOLD_INPUTS or tokens * inputs * outputs >= _UNFOLD_PRODUCTS
+    return tokens >= _UNFOLD_TOKENS and is_worth_it
+
+
+def _form_of(layer: Any) -> dict[str, Any]:
+    """How a layer's matrix is quantized, as MLX's functions take it."""
+    arrays = {name: layer[name] for name in ("scales", "biases") if name in layer}
+    return arrays | {name: getattr(layer, name) for name in _FORM}
 
 
 def _multiplying(kind: type[nn.Module]) -> type[nn.Module]:
     """A quantized layer or embedding that makes its products with `quantized_product`."""
 
     def product(self: Any, x: mx.array) -> mx.array:
-        form = {name: self[name] for name in ("scales", "biases") if name in self}
-        form |= {name: getattr(self, name) for name in _FORM}
-        made = quantized_product(x, self["weight"], **form)
+        made = quantized_product(x, self["weight"], self.get(_UNFOLDED), **_form_of(self))
         return made + self["bias"] if "bias" in self else made
 
     name = "as_linear" if issubclass(kind, nn.QuantizedEmbedding) else "__call__"
@@ -108,8 +151,8 @@ def _form(layer: Any) -> tuple[Any, ...]:
     return type(layer), *arrays, *(getattr(layer, name, None) for name in _FORM)
 
 
-def _join(layers: Sequence[nn.Module]) -> None:
-    """Let these layers be views of one."""
+def _join(layers: Sequence[nn.Module]) -> nn.Module:
+    """Let these layers be views of one; returns that."""
     ends = list(accumulate(layer.weight.shape[0] for layer in layers))
     whole = copy.copy(layers[0])
     for name in _ARRAYS:
@@ -121,11 +164,10 @@ def _join(layers: Sequence[nn.Module]) -> None:
         whole[name] = joined
         for layer, start, end in zip(layers, [0, *ends], ends, strict=False):
             layer[name] = joined[start:end]
-    if backend.name() == "cuda" and isinstance(whole, nn.QuantizedLinear):
-        whole.__class__ = _multiplying(type(whole))
     together = _Joined(whole, ends[:-1])
     for place, layer in enumerate(layers):
         _open(layer, together, place)
+    return whole
 
 
 class _Joined:

@@ -6,9 +6,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.llama import MLP, Attention, ModelArgs
+from mlx_lm.models.llama import MLP, Attention, ModelArgs, TransformerBlock
 
 from worker import backend, matrices
+from worker.heads.vocabulary import Rows
 
 pytestmark = pytest.mark.unit
 
@@ -39,8 +40,9 @@ class Unlike(nn.Module):  # type: ignore[misc]
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The rules of each device, on this one."""
+    """The rules of each device, on this one; CUDA has memory enough to keep unfolded matrices."""
     monkeypatch.setattr(backend, "name", lambda: request.param)
+    monkeypatch.setattr(backend, "memory_bytes", lambda: 1 << 30)
     return str(request.param)
 
 
@@ -50,8 +52,8 @@ def randomized(module: Any) -> Any:
     return module
 
 
-@pytest.mark.parametrize("tokens", [1, 7])
-@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("tokens", [1, 7, 8])
+@pytest.mark.parametrize("bits", [0, 4, 8])
 @pytest.mark.parametrize("kind", [Attention, MLP])
 def test_a_model_file_gets_the_same_products(device: str, kind: Any, bits: int, tokens: int) -> None:
     module = randomized(kind(ARGS))
@@ -126,3 +128,36 @@ def test_on_cuda_a_long_quantized_matrix_is_unfolded_for_many_tokens(monkeypatch
     assert not matrices.is_unfolded(7, 1 << 16, 1 << 16)
     assert matrices.is_unfolded(8, 64, 32)
     assert not matrices.is_unfolded(8, 32, 32)
+
+
+@pytest.mark.parametrize("memory_bytes", [16 * 2 * 64 * 4, 0])
+def test_rows_of_a_vocabulary_are_kept_unfolded_as_well(monkeypatch: pytest.MonkeyPatch, memory_bytes: int) -> None:
+    embedding = nn.QuantizedEmbedding(32, 64, group_size=32, bits=4)
+    rows = Rows.of(embedding, mx.array([3, 5]))
+    monkeypatch.setattr(backend, "name", lambda: "cuda")
+    monkeypatch.setattr(backend, "memory_bytes", lambda: memory_bytes)
+    kept = rows.kept()
+    assert (kept.unfolded is not None) == bool(memory_bytes)
+    for tokens in (2, 9):
+        x = mx.random.normal((tokens, 1, 64))
+        assert mx.allclose(kept(x), embedding.as_linear(x)[..., mx.array([3, 5])], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_bytes", [16 * 4 * 64 * (64 + 2 * 32 + 64 + 3 * 128), 0])
+def test_on_cuda_unfolded_matrices_are_kept_if_they_are_small(
+    monkeypatch: pytest.MonkeyPatch, memory_bytes: int
+) -> None:
+    monkeypatch.setattr(backend, "name", lambda: "cuda")
+    monkeypatch.setattr(backend, "memory_bytes", lambda: memory_bytes)
+    unfolded: list[int] = []
+    original = mx.dequantize
+    block: Any = TransformerBlock(ARGS)
+    nn.quantize(block, group_size=32, bits=4)
+    matrices.install(block)
+    assert matrices.kept_bytes(block) == memory_bytes // 16
+    matrices.install(block)
+    assert matrices.kept_bytes(block) == memory_bytes // 16
+    monkeypatch.setattr(matrices, "_UNFOLD_INPUTS", 0)
+    monkeypatch.setattr(mx, "dequantize", lambda *args, **form: unfolded.append(1) or original(*args, **form))
+    block.mlp(mx.ones((8, 1, 64)))
+    assert len(unfolded) == (0 if memory_bytes else 2)  # gate and up, and down

@@ -71,7 +71,7 @@ class Head(nn.Module):
     def bind(self, target: nn.Module) -> "Head":
         """Use the embedding and the vocabulary projection of this target; returns the head."""
         self._embedding = [embedding(target)]
-        self._rows = Rows.of(projection(target), self._vocabulary)
+        self._rows = Rows.of(projection(target), self._vocabulary).kept()
         return self
 
     def embed(self, tokens: mx.array) -> mx.array:

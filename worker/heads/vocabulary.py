@@ -1,6 +1,6 @@
 """A model's embedding and its vocabulary projection, whatever its files call them, and some rows of the latter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +23,7 @@ class Rows:
     group_size: int = 64
     bits: int = 4
     mode: str = "affine"
+    unfolded: mx.array | None = None  # see `kept`
 
     @classmethod
     def of(cls, module: nn.Module, chosen: mx.array | None = None) -> "Rows":
@@ -46,6 +47,7 @@ class Rows:
             product = matrices.quantized_product(
                 hidden,
                 self.weight,
+                self.unfolded,
                 scales=self.scales,
                 biases=self.biases,
                 group_size=self.group_size,
@@ -53,6 +55,14 @@ class Rows:
                 mode=self.mode,
             )
         return product if self.bias is None else product + self.bias
+
+    def kept(self) -> "Rows":
+        """The same rows, the unfolded matrix beside the quantized one where the device has use and memory for that."""
+        if self.scales is None or not matrices.is_kept(matrices.unfolded_bytes(self.weight, self.scales, self.bits)):
+            return self
+        unfolded = self.matrix()
+        mx.eval(unfolded)
+        return replace(self, unfolded=unfolded)
 
     def matrix(self) -> mx.array:
         """The rows as floats, [rows, hidden]."""
