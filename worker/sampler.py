@@ -7,12 +7,16 @@ there, and a replay repeats it.
 The order of processing: logit bias, penalties, temperature, top-k, top-p and min-p, noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import mlx.core as mx
 import msgspec
 
 from common.sampling import Sampling
+from worker import backend
+from worker.cache.layout import padded_tokens
 from worker.tally import Tally, adjusted
 
 _BISECTIONS = 26  # narrows a threshold to float32's resolution of a probability
@@ -33,36 +37,115 @@ class Draw(msgspec.Struct, frozen=True, gc=False):
     logprobs: int | None = None
 
 
-def choose(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
-    """Token ids int32 [draws] for logits [draws, vocabulary], not evaluated; -1 where the logits are not finite."""
-    tokens = _chosen(adjusted(logits, [(draw.tally, draw.draft) for draw in draws]), draws)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some tokens of a vocabulary: their ids `columns`, and how many tokens there are in all."""
+
+    columns: mx.array
+    vocabulary: int
+
+
+def choose(logits: mx.array, draws: Sequence[Draw], part: Part | None = None) -> mx.array:
+    """Token ids int32 [draws] for logits [draws, vocabulary], not evaluated; -1 where the logits are not finite.
+
+    `part`: the logits are those of some tokens alone, and their places in it are returned instead of ids.
+    """
+    logits = adjusted(logits, [(draw.tally, draw.draft) for draw in draws])
+    if all(draw.sampling.is_greedy for draw in draws):
+        return (_likeliest if backend.name() == "cpu" else _likeliest_compiled)(logits)
+    if backend.name() == "cpu":
+        return _checked(_chosen_by_row(logits, draws, part), logits)
+    return _chosen_at_once(logits, draws, part)
+
+
+def _likeliest(logits: mx.array) -> mx.array:
+    return _checked(mx.argmax(logits, axis=-1), logits)
+
+
+_likeliest_compiled = mx.compile(_likeliest, shapeless=True)
+
+
+def _checked(tokens: mx.array, logits: mx.array) -> mx.array:
     is_finite = mx.isfinite(logits.astype(mx.float32).sum(axis=-1))
     return mx.where(is_finite, tokens.astype(mx.int32), -1)
 
 
-def _chosen(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
+def _chosen_by_row(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
+    """Only what each row needs: on a CPU it is the work that counts."""
     sampled = [i for i, draw in enumerate(draws) if not draw.sampling.is_greedy]
     if len(sampled) == len(draws):
-        return _sample(logits, draws)
+        return _sampled(logits, draws, part)
     tokens = mx.argmax(logits, axis=-1)
-    if sampled:
-        rows = mx.array(sampled, dtype=mx.int32)
-        tokens[rows] = _sample(logits[rows], [draws[i] for i in sampled])
+    rows = mx.array(sampled, dtype=mx.int32)
+    tokens[rows] = _sampled(logits[rows], [draws[i] for i in sampled], part)
     return tokens
 
 
-def _sample(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
-    temperature = mx.array([draw.sampling.temperature for draw in draws])[:, None]
-    scaled = logits.astype(mx.float32) / temperature
-    kept = _filtered(scaled, [draw.sampling for draw in draws])
-    return mx.argmax(kept + gumbel(draws, logits.shape[-1]), axis=-1).astype(mx.uint32)
+def _sampled(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
+    samplings = [draw.sampling for draw in draws]
+    scaled = logits.astype(mx.float32) / _temperatures(samplings)
+    rows = [i for i, one in enumerate(samplings) if one.top_k or one.top_p < 1.0 or one.min_p]
+    if rows and len(rows) == len(samplings):
+        scaled = _Cut.of(samplings).applied(scaled)
+    elif rows:
+        index = mx.array(rows, dtype=mx.int32)
+        filtered = mx.array(scaled)
+        filtered[index] = _Cut.of([samplings[i] for i in rows]).applied(scaled[index])
+        scaled = filtered
+    noise = _noise(_keys(draws), part.vocabulary if part else logits.shape[-1], part.columns if part else None)
+    return mx.argmax(scaled + noise, axis=-1).astype(mx.uint32)
 
 
-def gumbel(draws: Sequence[Draw], vocabulary: int) -> mx.array:
-    """Gumbel noise float32 [draws, vocabulary], a function of each draw's (seed, position)."""
-    keys = mx.array([noise_key(draw.sampling.seed, draw.position) for draw in draws], dtype=mx.uint32)
+def _chosen_at_once(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
+    """All rows in one compiled function, padded to few sizes: on a GPU it is the number of kernels that counts."""
+    padding = padded_tokens(len(draws)) - len(draws)
+    if padding:
+        logits = logits[mx.array([*range(len(draws)), *[0] * padding], dtype=mx.int32)]
+    padded = [*draws, *[draws[0]] * padding]
+    samplings = [draw.sampling for draw in padded]
+    is_noisy = mx.array([not sampling.is_greedy for sampling in samplings])[:, None]
+    cut = _Cut.of(samplings)
+    function = _compiled(part.vocabulary if part else logits.shape[-1], *(array is not None for array in cut.arrays()))
+    tokens = function(logits, _temperatures(samplings), is_noisy, _keys(padded), part and part.columns, *cut.given())
+    return tokens[: len(draws)]
+
+
+@cache
+def _compiled(vocabulary: int, has_top_k: bool, has_top_p: bool, has_min_p: bool) -> Callable[..., mx.array]:
+    """The choice for rows of which some use these."""
+
+    def drawn(
+        logits: mx.array,
+        temperature: mx.array,
+        is_noisy: mx.array,
+        keys: mx.array,
+        columns: mx.array | None,
+        *filters: mx.array,
+    ) -> mx.array:
+        left = iter(filters)
+        cut = _Cut(*(next(left) if has else None for has in (has_top_k, has_top_p, has_min_p)))
+        scaled = cut.applied(logits.astype(mx.float32) / temperature)
+        noise = mx.where(is_noisy, _noise(keys, vocabulary, columns), 0.0)
+        return _checked(mx.argmax(scaled + noise, axis=-1), logits)
+
+    compiled: Callable[..., mx.array] = mx.compile(drawn)
+    return compiled
+
+
+def _temperatures(samplings: Sequence[Sampling]) -> mx.array:
+    """[rows, 1]; 1 for greedy rows."""
+    return mx.array([1.0 if one.is_greedy else one.temperature for one in samplings])[:, None]
+
+
+def _keys(draws: Sequence[Draw]) -> mx.array:
+    """uint32 [draws, 2], one random key for each."""
+    return mx.array([noise_key(draw.sampling.seed, draw.position) for draw in draws], dtype=mx.uint32)
+
+
+def _noise(keys: mx.array, vocabulary: int, columns: mx.array | None) -> mx.array:
+    """Gumbel noise float32 [keys, vocabulary], or [keys, columns], a function of each key."""
     noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(keys)
-    return noise
+    return noise if columns is None else noise[:, columns]
 
 
 def noise_key(seed: int, position: int) -> tuple[int, int]:
@@ -73,31 +156,45 @@ def noise_key(seed: int, position: int) -> tuple[int, int]:
     return (mixed ^ (mixed >> 31)) & 0xFFFFFFFF, position & 0xFFFFFFFF
 
 
-def _filtered(scaled: mx.array, samplings: Sequence[Sampling]) -> mx.array:
-    """`scaled` with what top-k, top-p and min-p cut set to -inf. A row that uses none of them is left as it is."""
-    rows = [i for i, s in enumerate(samplings) if s.top_k or s.top_p < 1.0 or s.min_p]
-    if not rows:
-        return scaled
-    if len(rows) == len(samplings):
-        return _cut(scaled, samplings)
-    index = mx.array(rows, dtype=mx.int32)
-    filtered = mx.array(scaled)
-    filtered[index] = _cut(scaled[index], [samplings[i] for i in rows])
-    return filtered
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What top-k, top-p and min-p leave of each row, [rows, 1]; None: no row uses it. A row that uses none is left."""
 
+    top_k: mx.array | None = None
+    top_p: mx.array | None = None
+    min_p: mx.array | None = None
 
-def _cut(scaled: mx.array, samplings: Sequence[Sampling]) -> mx.array:
-    weights = mx.exp(scaled - scaled.max(axis=-1, keepdims=True))  # 1 for the most probable token
-    floor = mx.array([s.min_p for s in samplings])[:, None]
-    if any(s.top_k for s in samplings):
-        wanted = mx.array([float(s.top_k or scaled.shape[-1]) for s in samplings])[:, None]
-        floor = mx.maximum(floor, _threshold(weights, mx.ones_like(weights), wanted))
-    if any(s.top_p < 1.0 for s in samplings):
-        inside = mx.where(weights >= floor, weights, 0.0)
-        share = mx.array([s.top_p for s in samplings])[:, None]
-        nucleus = _threshold(weights, inside, share * inside.sum(axis=-1, keepdims=True))
-        floor = mx.maximum(floor, mx.where(share < 1.0, nucleus, 0.0))
-    return mx.where(weights >= floor, scaled, -mx.inf)
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling]) -> "_Cut":
+        def column(values: list[float], unused: float) -> mx.array | None:
+            return None if all(value == unused for value in values) else mx.array(values)[:, None]
+
+        return cls(
+            column([float(one.top_k) for one in samplings], 0.0),
+            column([one.top_p for one in samplings], 1.0),
+            column([one.min_p for one in samplings], 0.0),
+        )
+
+    def arrays(self) -> tuple[mx.array | None, ...]:
+        return self.top_k, self.top_p, self.min_p
+
+    def given(self) -> list[mx.array]:
+        return [array for array in self.arrays() if array is not None]
+
+    def applied(self, scaled: mx.array) -> mx.array:
+        """`scaled` [rows, vocabulary], logits over temperature, with what is cut set to -inf."""
+        if not self.given():
+            return scaled
+        weights = mx.exp(scaled - scaled.max(axis=-1, keepdims=True))  # 1 for the most probable token
+        floor = mx.zeros((scaled.shape[0], 1)) if self.min_p is None else self.min_p
+        if self.top_k is not None:
+            wanted = mx.where(self.top_k > 0, self.top_k, float(scaled.shape[-1]))
+            floor = mx.maximum(floor, _threshold(weights, mx.ones_like(weights), wanted))
+        if self.top_p is not None:
+            inside = mx.where(weights >= floor, weights, 0.0)
+            nucleus = _threshold(weights, inside, self.top_p * inside.sum(axis=-1, keepdims=True))
+            floor = mx.maximum(floor, mx.where(self.top_p < 1.0, nucleus, 0.0))
+        return mx.where(weights >= floor, scaled, -mx.inf)
 
 
 def _threshold(weights: mx.array, amounts: mx.array, wanted: mx.array) -> mx.array:

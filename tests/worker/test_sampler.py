@@ -1,6 +1,7 @@
 """Coupled sampling draws from the right distribution, and from nothing else."""
 
 import math
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -8,8 +9,21 @@ import pytest
 
 from common.sampling import Sampling
 from tests.worker import reference
+from worker import backend
 from worker.request import Request, Row
-from worker.sampler import Draw, choose, noise_key
+from worker.sampler import Draw, Part, choose, noise_key
+
+
+@pytest.fixture(autouse=True, params=["by row", "at once", "at once, compiled"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As a CPU chooses, and as a GPU does: there all rows go through one function."""
+    if request.param != "by row":
+        monkeypatch.setattr(backend, "name", lambda: "cuda")
+    if request.param == "at once":
+        mx.disable_compile()
+    yield request.param
+    mx.enable_compile()
+
 
 LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, -3.0]
 
@@ -76,6 +90,21 @@ def test_a_token_depends_on_seed_and_position_alone() -> None:
     together = choose(logits, draws).tolist()
     alone = [choose(logits[i : i + 1], draws[i : i + 1]).item() for i in range(6)]
     assert together == alone
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_of_a_part_of_the_vocabulary_that_is_chosen_which_would_be_of_all_if_the_others_were_unlikely(
+    top_p: float,
+) -> None:
+    generator = np.random.default_rng(0)
+    columns = mx.array([3, 4, 11, 30, 49])
+    logits = mx.array(generator.normal(size=(40, 5)).astype(np.float32))
+    everywhere = mx.full((40, 50), -1e4)
+    everywhere[:, columns] = logits
+    draws = [Draw(Sampling(temperature=i % 3 / 2, top_p=top_p, seed=i), i) for i in range(40)]
+    places = choose(logits, draws, Part(columns, 50))
+    assert columns[places].tolist() == choose(everywhere, draws).tolist()
+    assert len(set(places.tolist())) == 5
 
 
 def test_greedy_takes_the_largest_logit() -> None:

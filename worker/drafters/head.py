@@ -20,7 +20,7 @@ from worker.drafters.chain import MATCH, ChainDrafter
 from worker.drafters.drafter import Ask, Offer
 from worker.heads.head import Head
 from worker.request import Row
-from worker.sampler import Draw, choose
+from worker.sampler import Draw, Part, choose
 from worker.step_times import StepTimes
 from worker.target import Target
 
@@ -28,7 +28,6 @@ READ_TOKENS = 64  # read at the latest when so many wait in a row, together with
 LEAST_READ_TOKENS = 16  # … where so many wait …
 USUAL_READ_TOKENS = 4  # of each row, where the last step drafted: more is to catch up
 MOST_READ_TOKENS = 512  # … and at most so many at once
-_NEVER = -1e4  # logit of a token that the head cannot predict
 
 
 @dataclass(slots=True)
@@ -158,13 +157,11 @@ class HeadDrafter(ChainDrafter):
 
     def _picked(self, asks: Sequence[Ask], logits: mx.array, position: int) -> mx.array:
         """The likeliest tokens, int32 [rows], or those that the rows' own noise chooses."""
-        samplings = [ask.row.request.sampling for ask in asks]
-        if all(sampling.is_greedy for sampling in samplings):
-            return self.head.vocabulary[mx.argmax(logits, axis=-1)].astype(mx.int32)
-        everywhere = mx.full((len(asks), self.vocabulary), _NEVER, logits.dtype)
-        everywhere[:, self.head.vocabulary] = logits
         draws = [Draw(ask.row.request.sampling, len(ask.row.tokens) + position) for ask in asks]
-        return mx.maximum(choose(everywhere, draws), 0)  # what is not finite is drafted as any token
+        places = choose(logits, draws, Part(self.head.vocabulary, self.vocabulary))
+        return self.head.vocabulary[mx.maximum(places, 0)].astype(
+            mx.int32
+        )  # what is not finite is drafted as any token
 
     # --- trials -------------------------------------------------------------------------------------------
 
