@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision, expected
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.request import Row
@@ -61,16 +63,19 @@ class Drafting:
     beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
     _pause: _Pause = field(default_factory=_Pause)  # of looks at all rows …
     _pauses: dict[str, _Pause] = field(default_factory=dict)  # … and of those for copies for single ones
+    look_s: float = 0.0  # what looking for drafts took in the latest step
     catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     _is_computed: bool = False  # whether the latest step had such drafts
 
     def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
         """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
 
-        Looking takes time as well: where nothing paid, for any row or for one, the next looks are put off until they
-        take no more than `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in every step.
+        Looking takes time as well: where it saves less than that, or nothing for one row, the next looks are put off
+        until they take no more than `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in
+        every step.
         """
         self._is_computed = self.catches_up = False
+        self.look_s = 0.0
         if not self._pause.is_over() or self.drafted_steps >= self.plain_every:
             self.plain_every = min(2 * self.plain_every, PLAIN_EVERY)
             self.drafted_steps = 0
@@ -80,16 +85,22 @@ class Drafting:
         offers = [self._offers(row, searched) for row in rows]
         search_s = (self.clock() - began_s) / max(len(searched), 1)
         plan = self._best_plan(rows, offers, times) if any(offers) else None
+        self.look_s = self.clock() - began_s
         if plan is None or not any(plan.decision.lengths):
             self.drafted_steps = 0
             self._rest()
             if rows:
-                self._pause.prolong((self.clock() - began_s) / times.predict(len(rows)))
+                self._pause.prolong(self.look_s / times.predict(len(rows)))
             return [NO_DRAFT] * len(rows), 0.0
-        self._pause.end()
+        plain_s = times.predict(len(rows))
+        saved_s = plan.decision.goodput / len(rows) * plain_s**2 - plain_s  # of a step as long as a plain one
+        if saved_s > self.look_s:
+            self._pause.end()
+        else:
+            self._pause.prolong(self.look_s / plain_s)
         self.drafted_steps += 1
         drafts = self._granted(rows, plan)
-        self._searched(rows, searched, drafts, search_s * len(rows) / times.predict(len(rows)))
+        self._searched(rows, searched, drafts, search_s * len(rows) / plain_s)
         if not self._is_computed:
             self._rest()
         return drafts, plan.decision.draft_s
@@ -184,11 +195,18 @@ class Drafting:
         plan = self._plan(
             choice, [self._favourite(row, choice, own) for row, own in zip(rows, copies, strict=True)], costs
         )
-        if all(offer.tokens is not None for offer in choice.offers):
+        if not self._may_pay(choice, len(rows), costs):
             return plan
         favourites = [self._favourite(row, choice, own) for row, own in zip(rows, choice.by_row, strict=True)]
         other = self._plan(choice, favourites, costs)
         return max(plan, other, key=lambda p: (p.decision.goodput, p is plan))
+
+    def _may_pay(self, choice: "_Choice", rows: int, costs: Costs) -> bool:
+        """Whether computing would pay if it took one position for one row, and all that can be expected stood."""
+        names = {offer.drafter for offer in choice.offers if offer.tokens is None}
+        least_s = min((float(np.max(costs.draft_s[name](np.array([1])))) for name in names), default=np.inf)
+        plain_s = float(np.max(costs.steps_s(np.array([rows]))))
+        return sum(choice.expected) * plain_s > rows * (least_s + costs.once_s)
 
     def _choice(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]]) -> "_Choice":
         candidates: list[Candidate] = []

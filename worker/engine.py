@@ -65,6 +65,7 @@ class Engine:
     _ended: list[Gain] = field(default_factory=list)
     _leaving: list[tuple[Row, str]] = field(default_factory=list)  # rows that ended in this step, and how
     _draft_s: float = 0.0  # predicted time of this step's drafters
+    _ends_s: float = 0.0  # what the ends of rows took in this step
 
     # --- requests come and go, between steps ----------------------------------------------------------
 
@@ -128,7 +129,9 @@ class Engine:
         outcome = verify(self.target, feeds)
         verified = self.clock()
         gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, outcome, strict=True)]
+        accepted = self.clock()
         self._let_go()
+        self._ends_s = self.clock() - accepted
         self.drafting.keep_up(self.rows)
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
         is_usual = self.target.compiled_shapes == compiled and not self.drafting.catches_up
@@ -315,24 +318,27 @@ class Engine:
     ) -> None:
         """Refresh the measured times, and what these tokens would have taken without drafts.
 
-        A step that was not a usual one, since something had to be compiled or read first, tells nothing.
+        A step that was not a usual one, since something had to be compiled or read first, tells nothing. Rows end
+        whatever is drafted: that is no part of a step's price.
         """
         self.totals.add(report)
+        step_s = report.total_s - self._ends_s
         if is_usual:
-            self._learn_times(feeds, report)
+            self._learn_times(feeds, report, step_s - self.drafting.look_s)
         if report.prefill_tokens or not self.times.is_measured:
             return
         plain_s = self.times.predict(len(feeds))
         for feed, gain in zip(feeds, gains, strict=True):
             gained = len(gain.tokens) if gain else 0
             feed.row.plain_decode_s += gained * plain_s
-            feed.row.measured_decode_s += report.total_s
+            feed.row.measured_decode_s += step_s
         self.totals.plain_decode_s += report.gained / len(feeds) * plain_s
-        self.totals.measured_decode_s += report.total_s
+        self.totals.measured_decode_s += step_s
 
-    def _learn_times(self, feeds: Sequence[Feed], report: StepReport) -> None:
+    def _learn_times(self, feeds: Sequence[Feed], report: StepReport, taken_s: float) -> None:
+        """`taken_s`: without looking for drafts, which has a price of its own."""
         size = sum(feed.size for feed in feeds)
-        step_s = max(report.total_s - self._draft_s, 0.0)
+        step_s = max(taken_s - self._draft_s, 0.0)
         if self.on_step_time is not None and self.times.is_measured:
             self.on_step_time(step_s, self.times.usual(size))
         if report.prefill_tokens:
@@ -340,5 +346,5 @@ class Engine:
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
         if report.drafted and self.times.is_measured:
-            self.drafting.took(report.total_s, self.times.predict(size) + self._draft_s)
+            self.drafting.took(taken_s, self.times.predict(size) + self._draft_s)
         self.times.observe(size, step_s, has_drafts=report.drafted > 0)

@@ -8,7 +8,9 @@ plain logits at that place tell the gap of the two likeliest tokens: a flip is h
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from worker.cache.layout import Segment
 from worker.request import Request
 from worker.template import to_tokens
 
-EPSILON, EPSILON_16_BITS = 0.01, 0.05  # of logits: a wider gap cannot be rounding
+EPSILON = 0.01  # of logits in float32: a wider gap cannot be rounding …
+UNITS = 2.0  # … nor can one of more units in the last place of logits in 16 bits
 
 
 def main() -> int:
@@ -41,20 +44,31 @@ def main() -> int:
     gaps = [gap(ready, prompts[i], alone[i], batched[i]) for i in range(len(prompts)) if alone[i] != batched[i]]
     compared = sum(common(a, b) for a, b in zip(alone, batched, strict=True))
     totals = ready.engine.totals
-    epsilon = options.epsilon or (EPSILON if ready.facts.weights_dtype == "float32" else EPSILON_16_BITS)
     figures = {
         "backend": ready.facts.backend,
         "weights": ready.facts.weights_dtype,
         "tokens_compared": compared,
         "flips": len(gaps),
         "flips_per_1000_tokens": round(1000 * len(gaps) / max(compared, 1), 3),
-        "widest_gap": max(gaps, default=0.0),
-        "epsilon": epsilon,
+        "widest_gap": max((one.logits for one in gaps), default=0.0),
+        "widest_gap_in_last_places": max((one.units for one in gaps), default=0.0),
         "drafted": totals.drafted,
         "accepted": totals.accepted,
     }
     print(json.dumps(figures, indent=1))
-    return int(any(one > epsilon for one in gaps))
+    return int(not all(one.is_tie for one in gaps))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Between the two likeliest logits, and in units in the last place of the larger one."""
+
+    logits: float
+    units: float
+
+    @property
+    def is_tie(self) -> bool:
+        return self.logits <= EPSILON or self.units <= UNITS
 
 
 def parse() -> argparse.Namespace:
@@ -65,7 +79,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-chars", type=int, default=900)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--weights", default="auto")
-    parser.add_argument("--epsilon", type=float, help="widest gap of a tie (default 0.01 in float32, else 0.05)")
     return parser.parse_args()
 
 
@@ -100,15 +113,16 @@ def common(a: list[int], b: list[int]) -> int:
     return next((i + 1 for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def gap(ready: Ready, prompt: list[int], alone: list[int], batched: list[int]) -> float:
-    """Difference of the two likeliest logits where the answers part."""
+def gap(ready: Ready, prompt: list[int], alone: list[int], batched: list[int]) -> Gap:
+    """Of the logits where the answers part."""
     tokens = [*prompt, *alone[: common(alone, batched) - 1]]
     target: Any = ready.engine.target
     target.clear()
-    logits = target.forward([Segment(0, 0, len(tokens), True)], tokens, [len(tokens) - 1])[0].astype(mx.float32)
-    top = mx.sort(logits)[-2:].tolist()
+    logits = target.forward([Segment(0, 0, len(tokens), True)], tokens, [len(tokens) - 1])[0]
+    second, first = mx.sort(logits.astype(mx.float32))[-2:].tolist()
     target.clear()
-    return float(top[1] - top[0])
+    unit = mx.finfo(logits.dtype).eps * 2.0 ** math.floor(math.log2(abs(first)))
+    return Gap(first - second, (first - second) / unit)
 
 
 if __name__ == "__main__":

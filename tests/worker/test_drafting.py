@@ -1,10 +1,12 @@
 """What drafting costs beside its forwards is measured: looking for drafts, and steps with computed ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from tests.worker import tiny
+from worker.drafters.controller import Controller, Decision
 from worker.drafters.drafter import Ask, CopyingDrafter, Draft, Offer, Pending
 from worker.drafting import MOST_SKIPPED, Drafting
 from worker.request import Row
@@ -106,6 +108,35 @@ def test_a_row_that_is_searched_in_vain_is_searched_rarely_and_the_others_are_no
     looks = sum(any(draft.length for draft in drafts) for drafts in made)
     assert all(drafts[0].drafter == "computing" for drafts in made if drafts[0].length)
     assert picky.searched[1] == looks > 90 and 100 / (MOST_SKIPPED + 1) - 1 <= picky.searched[0] < 20
+
+
+def test_looks_that_save_less_than_they_take_become_rare() -> None:
+    """A copy of one token, which stands with 0.75, in a step that takes no longer for it: it saves 0.75 of a step."""
+    for look_s, is_rare in ((0.7, False), (0.8, True)):
+        clock = Clock()
+        drafter = Slow(clock, look_s)
+        drafter.finds = True
+        drafting = Drafting({"slow": drafter}, ("slow",), clock=clock)
+        made = drafted(drafting, 200)
+        assert (drafter.looks < 25) == is_rare
+        assert drafter.looks == sum(made)  # what was found is used
+        assert round(drafting.look_s, 6) in (0.0, look_s)
+
+
+def test_what_cannot_pay_is_not_weighed_against_copies() -> None:
+    class Counting(Controller):
+        plans = 0
+
+        def decide(self, *args: Any) -> Decision:
+            self.plans += 1
+            return super().decide(*args)
+
+    controller = Counting(priors={"slow": [0.3, 0.2]})
+    drafting = Drafting({"slow": Computing(Clock(), 0.0)}, ("slow",), controller=controller, clock=Clock())
+    drafting.beyond_s = 0.37 * STEP_S  # more than the 0.36 tokens that are expected are worth
+    assert drafted(drafting, 1) == [0] and controller.plans == 1
+    drafting.beyond_s = 0.35 * STEP_S
+    assert drafted(drafting, 1) == [2] and controller.plans == 3
 
 
 def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:
