@@ -8,12 +8,11 @@ import numpy as np
 
 from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision, expected
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
+from worker.drafters.looks import Looks
 from worker.request import Row
 from worker.step_times import Array, StepTimes
 
 PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known; fewer at first
-LARGEST_SHARE = 0.02  # of the time of steps that find nothing to draft, for looking
-MOST_SKIPPED = 16  # steps in a row without a look
 _PRICE_RATE = 0.1  # weight of one step's measurement
 _MOST_OFF = 0.5  # a single step is taken to be off by so much at most, in prices of its parts
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
@@ -28,28 +27,6 @@ class Plan:
 
 
 @dataclass(slots=True)
-class _Pause:
-    """Steps that are let go by before the next look, since the last ones were in vain."""
-
-    steps: int = 0  # left
-    most: int = 0  # doubles while nothing pays
-
-    def is_over(self) -> bool:
-        """Whether it is time to look; asked once in each step."""
-        self.steps -= 1
-        return self.steps < 0
-
-    def prolong(self, share: float) -> None:
-        """A look that took `share` of a step's time found nothing."""
-        self.steps = min(int(share / LARGEST_SHARE), self.most)
-        self.most = min(max(2 * self.most, 1), MOST_SKIPPED)
-
-    def end(self) -> None:
-        """A look paid."""
-        self.steps = self.most = 0
-
-
-@dataclass(slots=True)
 class Drafting:
     """The drafters of one model. `drafters` are in order of preference among equals."""
 
@@ -61,46 +38,36 @@ class Drafting:
     drafted_steps: int = 0  # without a plain one between …
     plain_every: int = 1  # … and the most of them, which doubles up to PLAIN_EVERY
     beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
-    _pause: _Pause = field(default_factory=_Pause)  # of looks at all rows …
-    _pauses: dict[str, _Pause] = field(default_factory=dict)  # … and of those for copies for single ones
+    looks: Looks = field(default_factory=Looks)
     look_s: float = 0.0  # what looking for drafts took in the latest step
     catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     _is_computed: bool = False  # whether the latest step had such drafts
 
     def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
-        """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
-
-        Looking takes time as well: where it saves less than that, or nothing for one row, the next looks are put off
-        until they take no more than `LARGEST_SHARE` of the steps' time. A small batch on a slow device is looked at in
-        every step.
-        """
+        """The drafts that pay for these decoding rows, one each, and the seconds that making them will take."""
         self._is_computed = self.catches_up = False
         self.look_s = 0.0
-        if not self._pause.is_over() or self.drafted_steps >= self.plain_every:
+        if not self.looks.is_due() or self.drafted_steps >= self.plain_every:
             self.plain_every = min(2 * self.plain_every, PLAIN_EVERY)
             self.drafted_steps = 0
             return [NO_DRAFT] * len(rows), 0.0
-        began_s = self.clock()
-        searched = {row.id for row in rows if self._pauses.setdefault(row.id, _Pause()).is_over()}
+        began_s, plain_s = self.clock(), times.predict(max(len(rows), 1))
+        searched = self.looks.to_search(row.id for row in rows)
         offers = [self._offers(row, searched) for row in rows]
-        search_s = (self.clock() - began_s) / max(len(searched), 1)
+        search_s = self.clock() - began_s
         plan = self._best_plan(rows, offers, times) if any(offers) else None
         self.look_s = self.clock() - began_s
         if plan is None or not any(plan.decision.lengths):
             self.drafted_steps = 0
             self._rest()
-            if rows:
-                self._pause.prolong(self.look_s / times.predict(len(rows)))
+            self.looks.looked(self.look_s / plain_s, 0.0)
             return [NO_DRAFT] * len(rows), 0.0
-        plain_s = times.predict(len(rows))
-        saved_s = plan.decision.goodput / len(rows) * plain_s**2 - plain_s  # of a step as long as a plain one
-        if saved_s > self.look_s:
-            self._pause.end()
-        else:
-            self._pause.prolong(self.look_s / plain_s)
+        self.looks.looked(self.look_s / plain_s, plan.decision.goodput / len(rows) * plain_s - 1.0)
         self.drafted_steps += 1
         drafts = self._granted(rows, plan)
-        self._searched(rows, searched, drafts, search_s * len(rows) / plain_s)
+        copied = {row.id for row, draft in zip(rows, drafts, strict=True) if draft.tokens}
+        share = search_s / max(len(searched), 1) * len(rows) / plain_s
+        self.looks.searched(searched & copied, searched - copied, share)
         if not self._is_computed:
             self._rest()
         return drafts, plan.decision.draft_s
@@ -111,13 +78,6 @@ class Drafting:
         for name, drafter in self.drafters.items():
             if drafter.computes:
                 self.controller.rest(name)
-
-    def _searched(self, rows: Sequence[Row], searched: Collection[str], drafts: Sequence[Draft], share: float) -> None:
-        """These rows were searched for copies; for all of them that would take `share` of a step's time."""
-        for row, draft in zip(rows, drafts, strict=True):
-            if row.id in searched:
-                is_copied = draft.length and draft.tokens is not None
-                self._pauses[row.id].end() if is_copied else self._pauses[row.id].prolong(share)
 
     def took(self, seconds: float, predicted_s: float) -> None:
         """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
@@ -157,7 +117,7 @@ class Drafting:
     def forget(self, row: Row, *, is_finished: bool) -> None:
         """The row is gone, or has lost its slot."""
         self.controller.forget(row.id)
-        self._pauses.pop(row.id, None)
+        self.looks.forget(row.id)
         for drafter in self.drafters.values():
             drafter.forget(row, is_finished=is_finished)
 

@@ -8,7 +8,8 @@ import mlx.core as mx
 from tests.worker import tiny
 from worker.drafters.controller import Controller, Decision
 from worker.drafters.drafter import Ask, CopyingDrafter, Draft, Offer, Pending
-from worker.drafting import MOST_SKIPPED, Drafting
+from worker.drafters.looks import MOST_SKIPPED
+from worker.drafting import Drafting
 from worker.request import Row
 from worker.step_times import GRID, Array, StepTimes
 
