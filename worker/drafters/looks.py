@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 LARGEST_SHARE = 0.02  # of the steps' time for looks that do not pay
-MOST_SKIPPED = 16  # steps in a row without a look
+MOST_SKIPPED = 32  # steps in a row without a look
 _RATE = 0.05  # weight of what one look took and saved; the first ones count as in a mean
 _MOST_TAKEN = 1.0  # a look is taken to have lasted as long as a plain step at most: anything may have come in between
 
@@ -30,8 +30,12 @@ class Pause:
         self.steps = min(int(share / LARGEST_SHARE), self.most)
         self.most = min(max(2 * self.most, 1), MOST_SKIPPED)
 
+    def shorten(self) -> None:
+        """A look paid, which is not the rule."""
+        self.steps, self.most = 0, self.most // 2
+
     def end(self) -> None:
-        """A look paid."""
+        """Looks pay."""
         self.steps = self.most = 0
 
 
@@ -54,13 +58,15 @@ class Looks:
         return {row for row in rows if self.pauses.setdefault(row, Pause()).is_over()}
 
     def looked(self, taken: float, saved: float) -> None:
-        """What a look took and what its drafts save. It is in vain where looks take more than they save, as a rule."""
+        """What a look took and what its drafts save. Looks are rare while they take more than they save on average."""
         self.count += 1
         rate = max(1.0 / self.count, _RATE)
         self.taken += rate * (min(taken, _MOST_TAKEN) - self.taken)
         self.saved += rate * (saved - self.saved)
-        if saved > taken or self.saved > self.taken:
+        if self.saved > self.taken:
             self.pause.end()
+        elif saved > taken:
+            self.pause.shorten()
         else:
             self.pause.prolong(taken)
 

@@ -21,7 +21,7 @@ NO_TOKEN = -1  # between two texts: matches nothing, follows nothing
 TOKEN_BYTES = array("i").itemsize
 _FACTORS = (2654435761, 2246822519, 3266489917, 668265263)  # of an n-gram's hash, its last token first
 _SHIFT = 15  # the best of a product's bits lie higher; four products fit 63 bits for tokens below 2^29
-_FEW = 8  # tokens are indexed one by one up to so many
+_FEW = 6  # tokens are indexed one by one up to so many
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
@@ -78,8 +78,8 @@ class Occurrences:
         """Index what is new in `text`, but not its end, which has no successor yet."""
         if len(text) > self.capacity:
             self._start(2 * len(text))
-        few = self.indexed + _FEW if len(text) - self.indexed > 2 * _FEW else len(text)
-        for place in range(self.indexed, few):
+        few = len(text) if len(text) - self.indexed <= _FEW else max(self.indexed, SIZES[0])
+        for place in range(self.indexed, min(few, len(text))):
             for slot, latest, before in zip(self._slots(text, place), self._latest, self._before, strict=True):
                 if slot is None:
                     before.append(0)
