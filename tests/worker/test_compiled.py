@@ -105,6 +105,28 @@ def test_slots_are_roomy_where_that_is_little_of_the_memory(by_token: None) -> N
     assert target.state.sized_for(0, 5) == (1, 256)
 
 
+def test_rows_go_on_when_there_is_no_memory_for_roomy_slots_any_more(by_token: None) -> None:
+    requests = [tiny.make_request(i) for i in range(4)]
+    model = tiny.make_model("llama")
+    mx.disable_compile()
+    try:
+        expected = tiny.finish(tiny.make_engine(model, rows=4), requests)
+        engine = tiny.make_engine(model, rows=4)
+        for request in requests:
+            engine.submit(request)
+        outputs: dict[str, list[int]] = {request.request_id: [] for request in requests}
+        shapes = []
+        while engine.has_work:
+            for gain in engine.step().gains:
+                outputs[gain.request_id] += gain.tokens
+            shapes.append((engine.target.state.slots, engine.target.state.capacity_tokens))
+            engine.set_kv_limit(2 * 256 if len(shapes) > 2 else 1 << 30)
+    finally:
+        mx.enable_compile()
+    assert outputs == expected
+    assert shapes[0] == (4, 2048) and (2, 256) in shapes and engine.totals.preempted >= 2
+
+
 def test_slots_are_as_small_as_can_be_where_shapes_do_not_matter() -> None:
     target = Target(tiny.make_model("llama"))
     slots.limit(target, limits(kv_bytes=1 << 30))
