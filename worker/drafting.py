@@ -47,11 +47,13 @@ class Drafting:
         """The drafts that pay for these decoding rows, one each, and the seconds that making them will take."""
         self._is_computed = self.catches_up = False
         self.look_s = 0.0
+        if not rows:
+            return [], 0.0
         if not self.looks.is_due() or self.drafted_steps >= self.plain_every:
             self.plain_every = min(2 * self.plain_every, PLAIN_EVERY)
             self.drafted_steps = 0
             return [NO_DRAFT] * len(rows), 0.0
-        began_s, plain_s = self.clock(), times.predict(max(len(rows), 1))
+        began_s, plain_s = self.clock(), times.predict(len(rows))
         searched = self.looks.to_search(row.id for row in rows)
         offers = [self._offers(row, searched) for row in rows]
         search_s = self.clock() - began_s

@@ -111,6 +111,12 @@ def test_a_row_that_is_searched_in_vain_is_searched_rarely_and_the_others_are_no
     assert picky.searched[1] == looks > 90 and 100 / (MOST_SKIPPED + 1) - 1 <= picky.searched[0] < 20
 
 
+def test_a_step_without_rows_that_decode_is_no_look_in_vain() -> None:
+    drafting = Drafting({"slow": Slow(Clock(), 0.5)}, ("slow",), clock=Clock())
+    assert all(drafting.drafts([], FLAT) == ([], 0.0) for _ in range(10))
+    assert drafting.looks.count == 0
+
+
 def test_looks_that_save_less_than_they_take_become_rare() -> None:
     """A copy of one token, which stands with 0.75, in a step that takes no longer for it: it saves 0.75 of a step."""
     for look_s, is_rare in ((0.7, False), (0.8, True)):
