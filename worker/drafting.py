@@ -197,7 +197,7 @@ class Drafting:
         """What to draft if each row has the chosen one of all offers, or none."""
         places = [one for one in chosen if one is not None]
         candidates = [choice.candidates[one] for one in places]
-        decision = self.controller.decide(candidates, len(chosen), costs, choice.reaches[places])
+        decision = self.controller.decide(candidates, choice.reaches[places], len(chosen), costs)
         return Plan(tuple(None if one is None else choice.offers[one] for one in chosen), decision)
 
     # --- drafting -----------------------------------------------------------------------------------------

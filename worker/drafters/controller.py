@@ -150,16 +150,14 @@ class Controller:
         record = self.rows.get(row)
         return record is not None and record.since_draft >= record.probe_after
 
-    def decide(
-        self, candidates: Sequence[Candidate], rows: int, costs: Costs, reaches: Array | None = None
-    ) -> Decision:
-        """Draft lengths for the candidates, of which a row has one at most. `rows` gain a token in the step anyway.
+    def decide(self, candidates: Sequence[Candidate], reaches: Array, rows: int, costs: Costs) -> Decision:
+        """Draft lengths for the candidates, of which a row has one at most and whose `reaches` are given.
 
-        `reaches` of them, if that is known already.
+        `rows` gain a token in the step anyway.
         """
         if not any(candidate.length for candidate in candidates):
             return Decision((0,) * len(candidates), rows / float(np.max(costs.steps_s(np.array([rows])))))
-        tokens = _sorted_tokens(candidates, self.reaches(candidates) if reaches is None else reaches)
+        tokens = _sorted_tokens(candidates, reaches)
         draft_s = _summed(_draft_s(candidates, tokens, costs))
         steps_s = costs.steps_s(np.arange(rows, rows + len(draft_s)))
         goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)

@@ -158,10 +158,8 @@ class HeadDrafter(ChainDrafter):
     def _picked(self, asks: Sequence[Ask], logits: mx.array, position: int) -> mx.array:
         """The likeliest tokens, int32 [rows], or those that the rows' own noise chooses."""
         draws = [Draw(ask.row.request.sampling, len(ask.row.tokens) + position) for ask in asks]
-        places = choose(logits, draws, Part(self.head.vocabulary, self.vocabulary))
-        return self.head.vocabulary[mx.maximum(places, 0)].astype(
-            mx.int32
-        )  # what is not finite is drafted as any token
+        places = mx.maximum(choose(logits, draws, Part(self.head.vocabulary, self.vocabulary)), 0)
+        return self.head.vocabulary[places].astype(mx.int32)  # what is not finite is drafted as any token
 
     # --- trials -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.drafters.controller import PROBE_TOKENS, PROBE_TOKENS_MAX, Candidate, Controller, Costs, expected
+from worker.drafters.controller import PROBE_TOKENS, PROBE_TOKENS_MAX, Candidate, Controller, Costs, Decision, expected
 
 FREE = Costs(lambda tokens: 1.0)
 DEAR = Costs(lambda tokens: tokens)
@@ -17,8 +17,13 @@ def copy(row: str, length: int, match: int, must_probe: bool = False) -> Candida
     return Candidate(row, "ngram", length, match, must_probe)
 
 
+def decided(controller: Controller, candidates: list[Candidate], costs: Costs) -> Decision:
+    """In a step in which each row has a candidate."""
+    return controller.decide(candidates, controller.reaches(candidates), len(candidates), costs)
+
+
 def lengths(controller: Controller, candidates: list[Candidate], costs: Costs) -> list[int]:
-    return list(controller.decide(candidates, len(candidates), costs).lengths)
+    return list(decided(controller, candidates, costs).lengths)
 
 
 def chance(controller: Controller, row: str, drafter: str, match: int, depth: int) -> float:
@@ -77,7 +82,7 @@ def test_never_expects_less_than_plain(proposals: list[tuple[int, int]], increme
     times = np.cumsum(increments)
     candidates = [copy(str(i), length, match) for i, (length, match) in enumerate(proposals)]
     controller, rows = Controller(), len(proposals)
-    decision = controller.decide(candidates, rows, Costs(lambda n: times[n]))
+    decision = decided(controller, candidates, Costs(lambda n: times[n]))
     assert all(0 <= n <= c.length for n, c in zip(decision.lengths, candidates, strict=True))
     granted = [msgspec.structs.replace(c, length=n) for c, n in zip(candidates, decision.lengths, strict=True)]
     gained = rows + float(expected(granted, controller.reaches(candidates)).sum())
@@ -93,7 +98,7 @@ def test_a_drafter_that_computes_pays_for_each_position_once_for_all_its_rows() 
     assert lengths(controller, rows[:1], costs) == [0]
     shared = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.5})
     assert lengths(controller, rows, shared) == [1] * 8
-    assert controller.decide(rows, 8, shared).draft_s == 0.5
+    assert decided(controller, rows, shared).draft_s == 0.5
 
 
 def test_a_parked_row_probes_again_after_ever_more_tokens() -> None:
