@@ -1,7 +1,8 @@
 """Where the last tokens of a row stood before in a text: the longest match, all its places, what followed there.
 
 Chains of places that share their last n tokens, as LZ77 compressors keep them, in flat arrays. A suffix automaton
-answers the same question at 300 to 500 bytes a token in CPython; this takes 24 to 36, and 1 to 5 µs to add one, the less the more come at once.
+answers the same question at 300 to 500 bytes a token in CPython; this takes 24 to 36, and 1 to 5 µs to add one, less
+if many come at once.
 """
 
 from array import array
