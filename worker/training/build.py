@@ -25,7 +25,7 @@ from worker.training.openers import PROMPTS
 from worker.training.plan import Plan
 from worker.training.reading import Reader
 from worker.training.report import Report, Spent
-from worker.training.synthesis import Writer
+from worker.training.synthesis import LEAST_TEXT, Writer
 from worker.training.trainer import Progress, Told, Trainer
 
 WORK = "work"  # folder of what only an unfinished build needs
@@ -72,7 +72,8 @@ def build(job: Job, say: Say) -> Report:
     corpus = Corpus(work, job.plan.length)
     _take_served(job, corpus, loader.vocabulary_size(loaded.config, loaded.tokenizer), say)
     answered = _training_prompts(job, loaded.tokenizer, say)
-    writer = Writer(loaded.model, talk, job.plan.rows, job.plan.length, job.plan.seed, answered)
+    sizes = job.plan.rows, job.plan.length
+    writer = Writer(loaded.model, talk, *sizes, job.plan.seed, answered, job.plan.long_share)
     writing_s = _write(writer, corpus, job.plan, work, say)
     if corpus.rows < 2:
         raise BadBuild("only one conversation was written, and one is held out to judge by: give more --rows")
@@ -207,7 +208,7 @@ def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> 
         spent_s + spent_s / corpus.rounds / 2 < budget_s and not 0 < plan.tokens <= corpus.written_tokens
     ):
         began = time.monotonic()
-        new = corpus.add(writer.write(corpus.rounds))
+        new = corpus.add(writer.write(corpus.rounds, corpus.answers(LEAST_TEXT)))
         round_s = time.monotonic() - began
         spent_s += round_s
         folder.write(clock, str(spent_s).encode())

@@ -15,6 +15,12 @@ _COMPARED_TOKENS = 64  # rows that are alike up to so many that the model wrote 
 SERVED = "served.npz"
 
 
+def runs(marks: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """[start, end) of each run of true marks."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8))).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
 class Corpus:
     """Rows of `length` tokens in parts `corpus-N.npz` of a folder; a part is the work of one round of writing.
 
@@ -52,6 +58,16 @@ class Corpus:
     def written_tokens(self) -> int:
         """Tokens that the model wrote."""
         return int(sum((kinds > 0).sum() for kinds in self._kinds))
+
+    def answers(self, least_tokens: int) -> list[Array]:
+        """All answers of so many tokens or more, int32 each."""
+        return [
+            row[start:end].astype(np.int32)
+            for tokens, kinds in zip(self._tokens, self._kinds, strict=True)
+            for row, by in zip(tokens, kinds, strict=True)
+            for start, end in runs(by == ANSWER)
+            if end - start >= least_tokens
+        ]
 
     def split(self) -> tuple[Written, Written]:
         """Rows to train on, and rows that were held out."""

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 from worker import loader
-from worker.training.openers import OPENERS
+from worker.training.openers import AROUND_TEXTS, OPENERS
 
 _USER, _ANSWER, _NEXT = "QXUSERXQ", "QXANSWERXQ", "QXNEXTXQ"
 
@@ -16,8 +16,9 @@ _USER, _ANSWER, _NEXT = "QXUSERXQ", "QXANSWERXQ", "QXNEXTXQ"
 class Dialogue:
     """Token ids: `prefix` up to the first user turn, `middle` from its end to the answer, `between` to the next turn.
 
-    `openers`: beginnings of user turns. `ends`: tokens that end an answer; `specials` end a user turn, too. Without a
-    chat template `middle` is empty: all text is answer.
+    `openers`: beginnings of user turns; `frames` stand around longer texts in them, between which is `gap`. `ends`:
+    tokens that end an answer; `specials` end a user turn, too. Without a chat template `middle` is empty: all text is
+    answer.
     """
 
     prefix: tuple[int, ...]
@@ -26,6 +27,17 @@ class Dialogue:
     openers: tuple[tuple[int, ...], ...]
     ends: frozenset[int]
     specials: frozenset[int]
+    frames: tuple["Frame", ...] = ()
+    gap: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands before and behind longer texts, as token ids, and whether the user turn goes on after that."""
+
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+    goes_on: bool
 
 
 def of(tokenizer: Any, config: dict[str, Any]) -> Dialogue:
@@ -37,13 +49,15 @@ def of(tokenizer: Any, config: dict[str, Any]) -> Dialogue:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
     openers = tuple(encode(text) for text in OPENERS)
+    frames = tuple(Frame(encode(before), encode(behind), goes_on) for before, behind, goes_on in AROUND_TEXTS)
+    gap = encode("\n\n")
     end = min(ends, default=0)
     if tokenizer.chat_template is None:
         start = tuple(tokenizer.encode("")) or (end,)
-        return Dialogue(start, (), (end, *start), openers, ends, specials)
+        return Dialogue(start, (), (end, *start), openers, ends, specials, frames, gap)
     prefix, middle = _parts(tokenizer, [("user", _USER)], True)
     between = _between(tokenizer, encode, fallback=(end, *encode(prefix)))
-    return Dialogue(encode(prefix), encode(middle), between, openers, ends, specials)
+    return Dialogue(encode(prefix), encode(middle), between, openers, ends, specials, frames, gap)
 
 
 def _between(tokenizer: Any, encode: Callable[[str], tuple[int, ...]], fallback: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from worker.heads.healed import HealedLayers
 from worker.training import costs
 from worker.training.acceptance import count
 from worker.training.answers import Answers, answers
+from worker.training.corpus import runs
 from worker.training.costs import Costs
 from worker.training.reading import Reader
 from worker.training.synthesis import ANSWER, Written
@@ -100,9 +101,4 @@ def longest_answers(rows: Written) -> Answers:
 
 def _longest_run(marks: np.ndarray[Any, Any]) -> tuple[int, int]:
     """[start, end) of the longest run of true marks."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8)))
-    if not len(edges):
-        return 0, 0
-    starts, ends = edges[::2], edges[1::2]
-    best = int(np.argmax(ends - starts))
-    return int(starts[best]), int(ends[best])
+    return max(runs(marks), key=lambda run: run[1] - run[0], default=(0, 0))

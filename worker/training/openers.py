@@ -1,4 +1,7 @@
-"""Beginnings of user turns, which the model completes, and whole prompts to measure with. All written for this."""
+"""Beginnings of user turns, which the model completes, what stands around longer texts in them, prompts to judge by.
+
+All written for this.
+"""
 
 OPENERS = (
     "What is",
@@ -84,6 +87,26 @@ OPENERS = (
     "Complete the following sentence:",
     "Convert",
     "Let's",
+)
+
+# Text before and behind the longer texts of a user turn, and whether the model goes on with the turn itself.
+AROUND_TEXTS = (
+    ("Summarize: ", "", False),
+    ("Summarize the following text:\n\n", "", False),
+    ("Summarize this article in three sentences.\n\n", "", False),
+    ("What are the main points of this text?\n\n", "", False),
+    ("Rewrite this text in simpler words:\n\n", "", False),
+    ("", "\n\nSummarize the text above.", False),
+    ("", "\n\nTL;DR:", False),
+    ("", "\n\nWhat", True),
+    ("", "\nWho", True),
+    ("", "\n\nWhen", True),
+    ("", "\nHow", True),
+    ("", "\n\nWhere", True),
+    ("Answer the question with the passages below.\n\n", "\n\nQuestion:", True),
+    ("Use this context to answer the question at its end.\n\nContext: ", "\n\nQuestion: What", True),
+    ("Read the text and answer.\n\n", "\n\nWhich", True),
+    ("Here are some documents.\n\n", "\n\nExplain", True),
 )
 
 PROMPTS = (

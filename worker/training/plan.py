@@ -23,6 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and most of each number of a
     "tokens": (0, 10**12),
     "steps": (0, 10**9),
     "writing_share": (0.01, 0.99),
+    "long_share": (0, 0.9),
     "rows": (1, 65_536),
     "length": (16, 65_536),
     "batch_rows": (1, 4096),
@@ -45,7 +46,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a build; a build that goes on after a kill must have the same ones.
 
     `minutes` are those of writing and training together, of which `writing_share` goes to writing; `tokens` (0: no
-    limit) ends writing earlier, `steps` (0: no limit) training. `init`: "head" makes one, "layers" heals the
+    limit) ends writing earlier, `steps` (0: no limit) training. Of the rows of text a `long_share` begins with a user
+    turn around texts that were written before. `init`: "head" makes one, "layers" heals the
     `keep_ratio` of the target's own that change most, by adapters of this `rank`.
     """
 
@@ -53,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     steps: int = 0
     writing_share: float = 0.35
+    long_share: float = 0.2
     rows: int = 16
     length: int = 256
     batch_rows: int = 4

@@ -1,6 +1,7 @@
 """The model writes conversations: its own user turns and answers, many rows in lockstep (Magpie, arXiv 2406.08464).
 
-Where there are given prompts, half of the rows begin with one each, as long as there are new ones.
+Where there are given prompts, half of the rows begin with one each, as long as there are new ones. Some rows begin with
+a long user turn around texts that the model wrote before.
 
 Every row begins at position 0 and runs to the same length, turn after turn, so that no row waits for another, nothing
 is masked and every token is of use.
@@ -27,15 +28,20 @@ _ANSWER_TEMPERATURES, _ANSWER_SHARES = (0.0, 0.7, 1.0), (0.45, 0.40, 0.15)
 _USER_LIMITS, _USER_LIMIT_SHARES = (64, 160, 400), (0.3, 0.5, 0.2)  # tokens of a user turn, at most
 ANSWER_LIMIT = 400
 _GIVEN_SHARE = 0.5  # of a round's rows
+LEAST_TEXT = 24  # tokens of an answer that is worth to be told again
+_ANSWER_ROOM = 160  # tokens that are left behind a long user turn, or half of a row
 _WAIT_EVERY = 16  # steps that are handed to the device before it is waited for
+
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """Rows of one round: `tokens` int32 [rows, length], `kinds` uint8 [rows, length] of TEMPLATE, USER, ANSWER."""
 
-    tokens: np.ndarray[Any, Any]
-    kinds: np.ndarray[Any, Any]
+    tokens: Array
+    kinds: Array
 
 
 class Writer:
@@ -49,12 +55,14 @@ class Writer:
         length: int,
         seed: int,
         prompts: Sequence[Sequence[int]] = (),
+        long_share: float = 0.0,
     ) -> None:
         self._model = model
         self._dialogue = dialogue
         self._rows = rows
         self._length = length
         self._seed = seed
+        self._long_rows = int(rows * long_share)
         self._prompts = [prompts[i] for i in np.random.default_rng(seed).permutation(len(prompts))]
         self._prompts_a_round = max(int(rows * _GIVEN_SHARE), 1)
         longest = max(len(dialogue.middle), len(dialogue.between))
@@ -64,10 +72,10 @@ class Writer:
         # A CPU gains nothing from fusing these, and MLX's compiler for it makes some of them into code that crashes.
         self._pick = self._picked if backend.name() == "cpu" else mx.compile(self._picked)
 
-    def write(self, number: int) -> Written:
-        """Round `number`, which is a function of it and the seed."""
+    def write(self, number: int, texts: Sequence[Array] = ()) -> Written:
+        """Round `number`, which is a function of it, the seed and earlier `texts` (token ids) to be told again."""
         random = np.random.default_rng([self._seed, number])
-        table, begun, phase = self._beginnings(random, number)
+        table, begun, phase = self._beginnings(random, number, texts)
         temperatures, limits = self._habits(random)
         keys = mx.random.split(mx.random.key(self._seed * 100_003 + number), self._length)
         first = int(np.array(begun).min())
@@ -102,10 +110,12 @@ class Writer:
         """Given prompts that so many rounds answer."""
         return min(rounds * self._prompts_a_round, len(self._prompts))
 
-    def _beginnings(self, random: np.random.Generator, number: int) -> tuple[mx.array, mx.array, mx.array]:
+    def _beginnings(
+        self, random: np.random.Generator, number: int, texts: Sequence[Array]
+    ) -> tuple[mx.array, mx.array, mx.array]:
         """What the rows of a round begin with: tokens [rows, longest], how many in each row, and its phase [rows].
 
-        Some begin with a given prompt, half of the others with an opener of a user turn.
+        Some begin with a given prompt or a long user turn, half of the others with an opener of one.
         """
         prefix, openers = self._dialogue.prefix, self._dialogue.openers
         own = _USER if self._dialogue.middle else _ANSWER
@@ -114,12 +124,32 @@ class Writer:
             for _ in range(self._rows)
         ]
         new = self._prompts[self.prompts_begun(number) : self.prompts_begun(number + 1)]
-        for place, prompt in zip(random.permutation(self._rows), new, strict=False):
+        places = random.permutation(self._rows)
+        for place, prompt in zip(places, new, strict=False):
             chosen[place] = _ANSWER, tuple(prompt)
+        if texts and self._dialogue.frames:
+            for place in places[len(new) :][: self._long_rows]:
+                chosen[place] = self._long_turn(random, texts)
         longest = max(len(given) for _, given in chosen)
         rows = mx.array([_padded(given, longest) for _, given in chosen], dtype=mx.int32)
         counts = mx.array([len(given) for _, given in chosen], dtype=mx.int32)
         return rows, counts, mx.array([phase for phase, _ in chosen], dtype=mx.int32)
+
+    def _long_turn(self, random: np.random.Generator, texts: Sequence[Array]) -> tuple[int, tuple[int, ...]]:
+        """The phase after it, and the tokens of a user turn around some of the texts."""
+        talk = self._dialogue
+        frame = talk.frames[int(random.integers(len(talk.frames)))]
+        most = self._length - min(_ANSWER_ROOM, self._length // 2)
+        left = int(random.integers(most // 4, most + 1))
+        told: list[int] = []
+        while left > 0:
+            text = texts[int(random.integers(len(texts)))][:left].tolist()
+            told += [*talk.gap, *text] if told else text
+            left -= len(text) + len(talk.gap)
+        begun = (*talk.prefix, *frame.before, *told, *frame.behind)
+        if frame.goes_on and talk.middle:
+            return _USER, begun
+        return _ANSWER, (*begun, *talk.middle)
 
     def _picked(
         self,
@@ -152,7 +182,7 @@ class Writer:
         during = mx.where(text == 0, _MIDDLE, _BETWEEN)
         phase = mx.where(is_through, after, mx.where(is_template, during, phase))
         count = mx.where(is_through, 0, mx.where(is_template, reached, count + 1))
-        count = mx.where(is_given & (phase == _ANSWER), 0, count)  # a given prompt is no part of its answer
+        count = mx.where(is_given, 0, count)  # what is given is no part of a turn's limit
         return token.astype(mx.int32), kind.astype(mx.uint8), phase.astype(mx.int32), count.astype(mx.int32)
 
     def _drawn(self, logits: mx.array, is_user: mx.array, temperatures: mx.array, key: mx.array) -> mx.array:

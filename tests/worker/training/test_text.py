@@ -9,7 +9,7 @@ from tests.worker.training import language
 from worker.kept_text import Conversation
 from worker.training import given
 from worker.training.corpus import Corpus
-from worker.training.dialogue import Dialogue
+from worker.training.dialogue import Dialogue, Frame
 from worker.training.given import BadText
 from worker.training.synthesis import ANSWER, TEMPLATE, USER, Writer, Written
 
@@ -41,6 +41,41 @@ def test_a_round_is_written_again_as_it_was() -> None:
         Writer(language.untrained(), CHAT, rows=4, length=24, seed=5, prompts=PROMPTS).write(1) for _ in range(2)
     )
     assert (once.tokens == again.tokens).all() and (once.kinds == again.kinds).all()
+
+
+def test_long_user_turns_are_made_of_earlier_answers_and_answered_or_gone_on_with() -> None:
+    frames = (Frame((40,), (41,), False), Frame((42,), (43,), True))
+    talk = Dialogue((1, 2), (3,), (0, 1, 2), (), frozenset({0}), frozenset({0, 1, 2, 3}), frames, gap=(44,))
+    texts = [np.array([50, 51, 52, 53]), np.array([60, 61])]
+    writer = Writer(language.untrained(), talk, rows=16, length=48, seed=5, prompts=PROMPTS, long_share=0.5)
+    written = writer.write(0, texts)
+    pairs = list(zip(written.tokens.tolist(), written.kinds.tolist(), strict=True))
+    closed = [(row, by) for row, by in pairs if row[2] == 40]
+    going_on = [(row, by) for row, by in pairs if row[2] == 42]
+    assert len(closed) + len(going_on) == 8 and closed and going_on
+    assert sum(tuple(row[: len(prompt)]) == prompt for row, _ in pairs for prompt in PROMPTS) == len(PROMPTS)
+    for row, by in closed:
+        end = row.index(41)
+        assert row[end + 1] == 3 and by[: end + 2] == [TEMPLATE] * (end + 2) and by[end + 2] == ANSWER
+    for row, by in going_on:
+        end = row.index(43)
+        assert by[: end + 1] == [TEMPLATE] * (end + 1) and by[end + 1] == USER
+    told = [row[3 : row.index(41)] for row, _ in closed]
+    assert all(set(tokens) <= {44, 50, 51, 52, 53, 60, 61} for tokens in told)
+    assert max(map(len, told)) <= 24 and any(44 in tokens for tokens in told)  # half of the row is left
+    again = Writer(language.untrained(), talk, rows=16, length=48, seed=5, prompts=PROMPTS, long_share=0.5)
+    assert (again.write(0, texts).tokens == written.tokens).all()
+    nothing = writer.write(0)  # is there to be told
+    assert not np.isin(nothing.tokens[:, 2][nothing.kinds[:, 2] == TEMPLATE], [40, 42]).any()
+
+
+def test_answers_to_be_told_again_are_those_of_all_rows(tmp_path: Path) -> None:
+    rows = rows_of(np.random.default_rng(0), 2, ANSWER)
+    rows.kinds[0, 30:40] = USER
+    corpus = Corpus(tmp_path, 80)
+    corpus.add(rows)
+    assert [len(text) for text in corpus.answers(30)] == [40, 76]
+    assert corpus.answers(30)[0].tolist() == rows.tokens[0, 40:].tolist()
 
 
 def test_a_long_prompt_takes_nothing_from_its_answers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
