@@ -55,6 +55,11 @@ def describe() -> str:
     return f"cpu, OpenBLAS {version} with {blas.openblas_get_num_threads()} threads"
 
 
+def has_openblas() -> bool:
+    """Whether OpenBLAS was preloaded into this process."""
+    return _openblas() is not None
+
+
 def blas_threads() -> int:
     """Threads that OpenBLAS uses; 1 where it is not loaded."""
     blas = _openblas()

@@ -11,7 +11,7 @@ import mlx.core as mx
 from common import paths
 from common.logs import fields
 from worker import backend, step_times
-from worker.cache.layout import Segment, padded_tokens
+from worker.cache.layout import Segment
 from worker.step_times import StepTimes
 from worker.target import Target
 
@@ -20,7 +20,7 @@ LARGEST_COMPILED = 256  # tokens of the largest step that is compiled at load
 BUDGET_S = 4.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
 _CONTEXT = 32
-_EDITION = 3  # of how steps and drafts are made and timed: what an older one took says nothing
+_EDITION = 4  # of how steps and drafts are made and timed: what an older one took says nothing
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     kept = file(model_path, weights)
     times = step_times.load(kept)
     if times is not None and times.is_measured:
+        times.sizes = target.state.sizes
         _compile(target)
         return times
-    times = StepTimes()
+    times = StepTimes(sizes=target.state.sizes)
     _compile(target)
     _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
     if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST, BUDGET_S):
@@ -48,7 +49,7 @@ def _compile(target: Target) -> None:
     if not target.state.is_by_token:
         return
     _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
-    for size in sorted({padded_tokens(size) for size in range(1, LARGEST_COMPILED + 1)}):
+    for size in sorted({target.state.sizes.padded(size) for size in range(1, LARGEST_COMPILED + 1)}):
         _time_step(target, size)
     target.clear()
 

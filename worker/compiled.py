@@ -1,7 +1,7 @@
 """A target's forward as one compiled function of a step's arrays, where its shape is the number of tokens alone.
 
 Building a graph of some 600 operations in Python takes as long as computing it on a GPU; compiled, it is built once for
-each number of tokens (see `layout.padded_tokens`) and size of the pools.
+each number of tokens (see `layout.FEW_SHAPES`) and size of the pools.
 """
 
 from collections.abc import Callable, Sequence

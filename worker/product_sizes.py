@@ -32,7 +32,7 @@ def worthwhile() -> StepSizes:
 
 
 def chosen(run: Callable[[int], float]) -> StepSizes:
-    """`BLOCKED` if whole blocks of tokens are no slower than a little less; `run` makes products and returns seconds."""
+    """`BLOCKED` if whole blocks of tokens are no slower than a little less; `run` makes products, returns seconds."""
     taken = [[run(tokens) for tokens in _COMPARED] for _ in range(_REPEATS)][1:]  # the first of all warms up
     partial_s, whole_s = (statistics.median(seconds) for seconds in zip(*taken, strict=True))
     return BLOCKED if whole_s <= partial_s else UNPADDED

@@ -130,9 +130,12 @@ def reader_ahead(row: Row, earlier: Sequence[Row], most_tokens: int) -> tuple[Ro
 
 
 def share_prefill(rows: Sequence[Row], budget_tokens: int) -> dict[int, int]:
-    """Tokens that each row in prefill is fed in this step, by slot: first come, first fed, while the budget lasts."""
+    """Tokens that each row in prefill is fed in this step, by slot: first come, first fed, while the budget lasts.
+
+    Of those that came together the shortest is first: then the others wait the least for it.
+    """
     fed: dict[int, int] = {}
-    for row in sorted(rows, key=lambda row: row.admitted_s):
+    for row in sorted(rows, key=lambda row: (row.admitted_s, row.uncached)):
         width = min(row.uncached, budget_tokens - sum(fed.values()))
         if width <= 0:
             break

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from worker.cache.layout import UNPADDED, StepSizes
+
 Array = np.ndarray[Any, Any]
 
 GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
@@ -28,11 +30,12 @@ _TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this
 class StepTimes:
     """Seconds of a step at each size of `GRID`; None where nothing was measured.
 
-    A larger step is never taken to be faster than a smaller one: the estimate at a size is the least of all larger
-    ones', which keeps one disturbed measurement from shutting a size out.
+    `sizes`: what steps are padded to. A larger step is never taken to be faster than a smaller one: the estimate at a
+    size is the least of all larger ones', which keeps one disturbed measurement from shutting a size out.
     """
 
     seconds: list[float | None] = field(default_factory=lambda: [None] * len(GRID))
+    sizes: StepSizes = UNPADDED
     scale: float = 1.0  # what all sizes take now, over what the table says
     plain_steps: int = 0  # that were observed
     _curve: tuple[list[int], list[float]] | None = None  # `_known`, until `seconds` changes
@@ -46,12 +49,14 @@ class StepTimes:
         sizes, times = self._known()
         if len(sizes) == 1:
             return times[0] * self.scale
+        tokens = self.sizes.padded(tokens)
         i = min(max(bisect_left(sizes, tokens), 1), len(sizes) - 1)
         slope = (times[i] - times[i - 1]) / (sizes[i] - sizes[i - 1])
         return max(times[0], times[i - 1] + slope * (tokens - sizes[i - 1])) * self.scale
 
     def predict_all(self, tokens: Array) -> Array:
         """Seconds of steps of so many tokens each, as `predict` says."""
+        tokens = self.sizes.padded_all(tokens)
         sizes, times = self._known()
         slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else 0.0
         predicted: Array = np.interp(tokens, sizes, times) + np.maximum(tokens - sizes[-1], 0) * slope
@@ -75,6 +80,7 @@ class StepTimes:
         After a plain one all sizes move together (the machine is busier), its neighbours a little more. One with drafts
         tells what drafts cost, and must not make plain steps look dearer: it moves its larger neighbour only.
         """
+        tokens = self.sizes.padded(tokens)
         if not self.is_measured:
             self._set(min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens)), seconds)
             return

@@ -82,15 +82,19 @@ class Target:
         step = self.state.begin(segments)
         assert step.tokens == len(tokens), (step.tokens, len(tokens))
         packed = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens), dtype=mx.int32)
-        if not step.is_by_token:
-            wanted = None if len(chosen) == step.tokens else mx.array(list(chosen), dtype=mx.int32)
-            return self._followed(step, self._run(packed, wanted))
-        last = [step.tokens - 1]
-        places = [*chosen, *last * (padded_places(len(chosen), step.tokens + step.padding) - len(chosen))]
+        size, last = step.tokens + step.padding, [step.tokens - 1]
         if step.padding:
             packed = packed[mx.array([*range(step.tokens), *last * step.padding], dtype=mx.int32)]
-        run = self._run if self._is_partial else self._compiled
-        return self._followed(step, run(packed, mx.array(places, dtype=mx.int32)))[: len(chosen)]
+        if step.is_by_token:
+            places = [*chosen, *last * (padded_places(len(chosen), size) - len(chosen))]
+            run = self._run if self._is_partial else self._compiled
+            outputs = run(packed, mx.array(places, dtype=mx.int32))
+        elif len(chosen) == step.tokens:
+            outputs = self._run(packed, None)
+        else:
+            places = [*chosen, *last * (min(self.state.sizes.padded(len(chosen)), size) - len(chosen))]
+            outputs = self._run(packed, mx.array(places, dtype=mx.int32))
+        return self._followed(step, outputs)[: len(chosen)]
 
     @contextmanager
     def partial(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from common.sampling import Sampling
 from tests.worker import tiny
 from worker import calibration, slots
 from worker.cache import attention, token_attention
-from worker.cache.layout import Segment, padded_places, padded_tokens
+from worker.cache.layout import FEW_SHAPES, Segment, padded_places, padded_tokens
 from worker.scheduler import Limits
 from worker.target import Target
 
@@ -83,6 +83,7 @@ def test_logits_are_those_of_grouped_attention(monkeypatch: pytest.MonkeyPatch, 
 def test_padding_adds_less_than_half() -> None:
     for tokens in range(1, 5000):
         assert tokens <= padded_tokens(tokens) < tokens * 1.5
+        assert FEW_SHAPES.padded(tokens) == padded_tokens(tokens)
     assert len({padded_tokens(tokens) for tokens in range(1, 1025)}) == 20
 
 

@@ -106,3 +106,8 @@ def test_prompts_share_a_chunk_in_order_of_admission() -> None:
     rows = [Row.of(request(30), 0, 2.0), Row.of(request(10), 1, 1.0), Row.of(request(5), 2, 3.0)]
     assert scheduler.share_prefill(rows, 25) == {1: 10, 0: 15}
     assert scheduler.share_prefill(rows, 100) == {1: 10, 0: 30, 2: 5}
+
+
+def test_the_shortest_of_prompts_that_came_together_is_fed_first() -> None:
+    rows = [Row.of(request(tokens), slot, 1.0) for slot, tokens in enumerate((30, 10, 20))]
+    assert scheduler.share_prefill(rows, 25) == {1: 10, 2: 15}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from worker import step_times
+from worker.cache.layout import StepSizes
 from worker.step_times import GRID, StepTimes
 
 
@@ -24,6 +25,18 @@ def test_predicts_many_as_one() -> None:
     tokens = np.arange(1, 900)
     assert times.predict_all(tokens) == pytest.approx([times.predict(n) for n in tokens.tolist()])
     assert StepTimes([0.2, *[None] * (len(GRID) - 1)]).predict_all(tokens) == pytest.approx(0.2)
+
+
+def test_a_padded_step_takes_what_its_padded_size_takes() -> None:
+    times = linear()
+    times.sizes = StepSizes([1, 4, 8, 16])
+    assert [times.predict(n) for n in (1, 2, 5, 8, 9, 17)] == [linear().predict(n) for n in (1, 4, 8, 8, 16, 17)]
+    tokens = np.arange(1, 40)
+    assert times.predict_all(tokens) == pytest.approx([times.predict(n) for n in tokens.tolist()])
+    for _ in range(200):
+        times.observe(9, 0.2, has_drafts=True)
+    assert times.predict(16) == pytest.approx(0.2, rel=0.05)
+    assert times.predict(8) == linear().predict(8)
 
 
 def test_a_disturbed_measurement_does_not_make_a_size_dearer_than_a_larger_one() -> None:

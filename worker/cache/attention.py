@@ -134,7 +134,7 @@ def _padded(queries: mx.array, step: Step, group: Group, folded: int) -> mx.arra
     heads, dim = queries.shape[1], queries.shape[3]
     if not group.is_rectangular:
         own = queries[step.gather_index(group)]
-    elif len(step.groups) == 1:
+    elif group.tokens == queries.shape[0]:
         own = queries
     else:
         own = queries[group.first_token : group.first_token + group.tokens]
@@ -146,11 +146,13 @@ def _padded(queries: mx.array, step: Step, group: Group, folded: int) -> mx.arra
 
 
 def _packed(output: mx.array, step: Step, group: Group, folded: int) -> mx.array:
-    """[slots, heads / folded, folded × width, dim] of the group → [its tokens, heads, 1, dim]."""
+    """[slots, heads / folded, folded × width, dim] of the group → [its tokens, heads, 1, dim], and the step's padding
+    behind the last group's."""
     heads, dim = output.shape[1] * folded, output.shape[3]
     if group.width > 1:
         split = output.reshape(group.slots, heads // folded, folded, group.width, dim)
         output = split.transpose(0, 3, 1, 2, 4).reshape(group.slots * group.width, heads, 1, dim)
     elif folded > 1:
         output = output.reshape(group.slots, heads, 1, dim)
-    return output if group.is_rectangular else output[step.scatter_index(group)]
+    is_whole = group.is_rectangular and not (step.padding and step.is_last(group))
+    return output if is_whole else output[step.scatter_index(group)]

@@ -5,7 +5,9 @@ from typing import Any
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, CacheList, make_prompt_cache
 
+from worker import product_sizes
 from worker.cache import token_attention
+from worker.cache.layout import FEW_SHAPES
 from worker.cache.mixers import intercept
 from worker.cache.ragged import RaggedKVCache, RaggedState, UnsupportedCache, ragged_cache
 from worker.cache.recurrent import RecurrentCache
@@ -43,11 +45,12 @@ def ragged_caches(model: nn.Module, state: RaggedState) -> list[RaggedCache]:
             intercept(module)
         if isinstance(made, RaggedKVCache):
             made.is_plain = not mixers
+    is_plain = all(type(cache) is RaggedKVCache and cache.is_plain for cache in ragged)
     state.is_by_token = (
-        state.style.by_token
-        and all(type(cache) is RaggedKVCache and cache.is_plain for cache in ragged)
-        and all(token_attention.is_usable(form) for form in wiring.forms)
+        state.style.by_token and is_plain and all(token_attention.is_usable(form) for form in wiring.forms)
     )
+    if is_plain:
+        state.sizes = FEW_SHAPES if state.is_by_token else product_sizes.worthwhile()
     return ragged
 
 

@@ -4,14 +4,19 @@ A step is *packed*: the tokens of all rows stand one after the other, [tokens], 
 linear layers of the model see no padding. Only attention looks at rows, in groups of neighbouring slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import msgspec
+import numpy as np
+
+Array = np.ndarray[Any, Any]
 
 CAPACITY_STEP = 256  # slots grow by multiples of this many tokens
+LARGEST_PADDED = 8192  # tokens of a step, where there are to be few shapes
 
 
 class Segment(msgspec.Struct, frozen=True, gc=False):
@@ -119,6 +124,35 @@ def padded_tokens(tokens: int) -> int:
     """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is at least `tokens`: few shapes, less than half more."""
     power = power_of_two(tokens)
     return power * 3 // 4 if power > 2 and tokens <= power * 3 // 4 else power
+
+
+class StepSizes:
+    """Numbers of tokens that steps are padded to: each to the least that is enough, and to nothing beyond all of them.
+
+    By default no step is padded.
+    """
+
+    def __init__(self, sizes: Iterable[int] = ()) -> None:
+        ascending = sorted(sizes)
+        reached = np.arange(ascending[-1] + 1 if ascending else 0)
+        self._padded: Array = np.array(ascending, dtype=np.int64)[np.searchsorted(ascending, reached)]
+
+    def padded(self, tokens: int) -> int:
+        """Tokens of a step that has so many of its own."""
+        return int(self._padded[tokens]) if tokens < len(self._padded) else tokens
+
+    def padded_all(self, tokens: Array) -> Array:
+        """The same for each of these numbers."""
+        if not len(self._padded):
+            return tokens
+        padded: Array = np.where(
+            tokens < len(self._padded), self._padded[np.minimum(tokens, len(self._padded) - 1)], tokens
+        )
+        return padded
+
+
+UNPADDED = StepSizes()
+FEW_SHAPES = StepSizes({padded_tokens(tokens) for tokens in range(1, LARGEST_PADDED + 1)})
 
 
 def padded_places(chosen: int, tokens: int) -> int:

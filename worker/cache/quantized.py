@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.cache.layout import Group
+from worker.cache.layout import UNPADDED, Group
 from worker.cache.ragged import RaggedKVCache, RaggedState, UnsupportedCache
 
 GROUP_SIZES = (64, 32)  # elements that share a scale and a bias; the first that divides the head
@@ -70,5 +70,6 @@ def quantized(caches: Sequence[Any], kv_bits: int) -> list[QuantizedRaggedKVCach
                 f"kv_bits is {kv_bits}, but the model keeps more than keys and values for plain attention (recurrent "
                 "states, latent or several caches a layer), which cannot be quantized: set kv_bits = 0 for this model"
             )
-        cache.state.is_by_token = False  # the kernel reads keys and values as computed
+        if cache.state.is_by_token:  # the kernel reads keys and values as computed
+            cache.state.is_by_token, cache.state.sizes = False, UNPADDED
     return [QuantizedRaggedKVCache(cache.state, cache.window, kv_bits) for cache in caches]

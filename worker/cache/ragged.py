@@ -16,11 +16,12 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from common.errors import ConfigError
 from worker.cache.layout import (
     CAPACITY_STEP,
+    UNPADDED,
     AttentionStyle,
     Group,
     Segment,
+    StepSizes,
     group_segments,
-    padded_tokens,
     power_of_two,
     round_up,
 )
@@ -38,12 +39,18 @@ class UnsupportedCache(ConfigError):
 class Step:
     """The arrays of one step, built once and shared by all layers.
 
-    `is_by_token`: attention serves each token by itself. Then the arrays are padded to one of few lengths with
-    repetitions of the last token, which write what it writes.
+    `is_by_token`: attention serves each token by itself. The arrays are padded to one of `sizes` with repetitions of
+    the last token, which write what it writes.
     """
 
     def __init__(
-        self, segments: Sequence[Segment], style: AttentionStyle, pool_slots: int = 0, *, by_token: bool = False
+        self,
+        segments: Sequence[Segment],
+        style: AttentionStyle,
+        pool_slots: int = 0,
+        *,
+        by_token: bool = False,
+        sizes: StepSizes = UNPADDED,
     ) -> None:
         self.style = style
         self.segments = tuple(sorted(segments, key=lambda segment: segment.slot))
@@ -52,7 +59,8 @@ class Step:
         slots = [s.slot for s in self.segments for _ in range(s.width)]
         positions = [s.start + i for s in self.segments for i in range(s.width)]
         self.tokens = len(positions)
-        self.padding = padded_tokens(self.tokens) - self.tokens if self.is_by_token else 0
+        is_padded = self.is_by_token == by_token  # few shapes are of no use to a step that is not compiled
+        self.padding = sizes.padded(self.tokens) - self.tokens if is_padded else 0
         self.slots = mx.array(slots + slots[-1:] * self.padding, dtype=mx.int32)  # [tokens + padding]
         self.positions = mx.array(positions + positions[-1:] * self.padding, dtype=mx.int32)  # [tokens + padding]
         self.freed: set[int] = set()  # slots that were freed since
@@ -78,8 +86,16 @@ class Step:
         return self.remember(("gather", group.first_token), lambda: mx.array(group.gather_index(), dtype=mx.int32))
 
     def scatter_index(self, group: Group) -> mx.array:
-        """[tokens of the group] places in the padded group."""
-        return self.remember(("scatter", group.first_token), lambda: mx.array(group.scatter_index(), dtype=mx.int32))
+        """[tokens of the group] places in the padded group; after the last group's the padding of the step."""
+        return self.remember(("scatter", group.first_token), lambda: mx.array(self._scattered(group), dtype=mx.int32))
+
+    def _scattered(self, group: Group) -> list[int]:
+        index = group.scatter_index()
+        return index + index[-1:] * self.padding if self.is_last(group) else index
+
+    def is_last(self, group: Group) -> bool:
+        """Whether the tokens of the group are the last ones."""
+        return group.first_token + group.tokens == self.tokens
 
     def mask(self, group: Group, window: int | None, repeats: int) -> mx.array:
         """What each query may see: bool [slots, 1, repeats × width, extent]."""
@@ -113,6 +129,7 @@ class RaggedState:
         self.longest_tokens = 0  # what the longest row may come to need: room to grow into
         self.step: Step | None = None
         self.is_by_token = False  # whether all layers' attention can serve each token by itself
+        self.sizes = UNPADDED  # of steps
         self.fits: Callable[[int, int], bool] = lambda slots, capacity_tokens: True  # whether there may be so many
         self.is_little: Callable[[int, int], bool] = lambda slots, capacity_tokens: False  # of what there may be
         self.most_slots = 0  # that rows will ever have
@@ -126,15 +143,18 @@ class RaggedState:
         self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
         for segment in segments:
             assert segment.width > 0 and segment.start == self.lengths[segment.slot], segment
-        self.step = Step(segments, self.style, self.slots, by_token=self.is_by_token)
+        self.step = self._step(segments)
         return self.step
+
+    def _step(self, segments: Sequence[Segment]) -> Step:
+        return Step(segments, self.style, self.slots, by_token=self.is_by_token, sizes=self.sizes)
 
     @contextmanager
     def aside(self, segments: Sequence[Segment]) -> Iterator[Step]:
         """Within it the caches are at a step that leaves all lengths alone; afterwards at the one before again."""
         self.reserve(max(segment.slot for segment in segments), max(segment.end for segment in segments))
         own = self.step
-        self.step = Step(segments, self.style, self.slots, by_token=self.is_by_token)
+        self.step = self._step(segments)
         try:
             yield self.step
         finally:

@@ -32,6 +32,7 @@ class ChainDrafter:
     def __init__(self, target: Target, times: StepTimes) -> None:
         self.target = target
         self.times = times
+        times.sizes = target.state.sizes
         self.acceptance: Sequence[float] = ()
 
     def offer(self, row: Row, limit: int) -> Offer | None:

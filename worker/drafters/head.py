@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from worker import cpu_ops, matrices
 from worker.cache.attention import install
-from worker.cache.layout import Segment, padded_tokens
+from worker.cache.layout import Segment
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
 from worker.compiled import CompiledStep
 from worker.drafters.chain import MATCH, ChainDrafter
@@ -217,7 +217,7 @@ class HeadDrafter(ChainDrafter):
             tokens = mx.array(following + following[-1:] * step.padding, dtype=mx.int32)
             feed = self._feed if step.is_by_token else self._feed_body
             (hidden,) = feed(tokens, *taps)
-            padding = padded_tokens(len(chosen)) - len(chosen) if step.is_by_token else 0
+            padding = self.target.state.sizes.padded(len(chosen)) - len(chosen)
             places = mx.array([*chosen, *[chosen[-1]] * padding], dtype=mx.int32)
             return self._scored(hidden[places], len(chosen), step)
 
