@@ -55,7 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     steps: int = 0
     writing_share: float = 0.35
-    long_share: float = 0.2
+    long_share: float = 0.0
     rows: int = 16
     length: int = 256
     batch_rows: int = 4
