@@ -208,7 +208,8 @@ def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> 
         spent_s + spent_s / corpus.rounds / 2 < budget_s and not 0 < plan.tokens <= corpus.written_tokens
     ):
         began = time.monotonic()
-        new = corpus.add(writer.write(corpus.rounds, corpus.answers(LEAST_TEXT)))
+        told = corpus.answers(LEAST_TEXT) if plan.long_share else ()
+        new = corpus.add(writer.write(corpus.rounds, told))
         round_s = time.monotonic() - began
         spent_s += round_s
         folder.write(clock, str(spent_s).encode())
