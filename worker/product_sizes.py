@@ -25,7 +25,7 @@ _AT_ONCE = 8  # products that are waited for together
 
 @cache
 def worthwhile() -> StepSizes:
-    """What to pad steps to on the default device; measured at the first call, which takes a tenth of a second."""
+    """What to pad steps to on the default device; measured at the first call, which takes a fifth of a second."""
     if backend.name() != "cpu" or not backend.has_openblas():
         return UNPADDED
     return chosen(_product())
