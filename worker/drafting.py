@@ -43,8 +43,11 @@ class Drafting:
     catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     _is_computed: bool = False  # whether the latest step had such drafts
 
-    def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
-        """The drafts that pay for these decoding rows, one each, and the seconds that making them will take."""
+    def drafts(self, rows: Sequence[Row], times: StepTimes, beside: int = 0) -> tuple[list[Draft], float]:
+        """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
+
+        `beside`: so many tokens of prompts are in the step as well.
+        """
         self._is_computed = self.catches_up = False
         self.look_s = 0.0
         if not rows:
@@ -57,7 +60,7 @@ class Drafting:
         searched = self.looks.to_search(row.id for row in rows)
         offers = [self._offers(row, searched) for row in rows]
         search_s = self.clock() - began_s
-        plan = self._best_plan(rows, offers, times) if any(offers) else None
+        plan = self._best_plan(rows, offers, self._costs(len(rows), beside, times)) if any(offers) else None
         self.look_s = self.clock() - began_s
         if plan is None or not any(plan.decision.lengths):
             self.drafted_steps = 0
@@ -145,14 +148,21 @@ class Drafting:
 
     # --- the choice ---------------------------------------------------------------------------------------
 
-    def _best_plan(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], times: StepTimes) -> Plan:
+    def _costs(self, rows: int, beside: int, times: StepTimes) -> Costs:
+        """Of steps for so many rows. What prompts' tokens take is their own affair, but a draft comes on top of them:
+        in a step that is large already the next token may cost more than in a small one."""
+        prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.computes}
+        if not beside:
+            return Costs(times.predict_all, prices, self.once_s)
+        prompts_s = times.predict(rows + beside) - times.predict(rows)
+        return Costs(lambda tokens: times.predict_all(tokens + beside) - prompts_s, prices, self.once_s)
+
+    def _best_plan(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], costs: Costs) -> Plan:
         """The best of two plans: only copies are drafted, or everyone also computes who gains more by it.
 
         A drafter that computes has a price that its rows share, so it is worth it for many or for none.
         """
         choice = self._choice(rows, offers)
-        prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.computes}
-        costs = Costs(times.predict_all, prices, self.once_s)
         copies = [[one for one in own if choice.offers[one].tokens is not None] for own in choice.by_row]
         plan = self._plan(
             choice, [self._favourite(row, choice, own) for row, own in zip(rows, copies, strict=True)], costs

@@ -204,25 +204,25 @@ class Engine:
     def _propose(self) -> list[Feed]:
         """Each row's tokens for this step, sorted by slot; rows in prefill beyond the time budget sit it out."""
         decoding = [row for row in self.rows if row.is_decoding]
-        proposed, self._draft_s = self.drafting.drafts(decoding, self.times)
+        chunks = self._chunks(len(decoding))
+        proposed, self._draft_s = self.drafting.drafts(decoding, self.times, sum(chunks.values()))
         drafts = dict(zip((row.slot for row in decoding), proposed, strict=True))
-        decode_tokens = len(decoding) + sum(draft.length for draft in proposed)
-        prefilling = [row for row in self.rows if not row.is_decoding]
-        chunk_s = self.pace.chunk_time(len(decoding), len(prefilling))
-        readers = [row for row in prefilling if not row.is_held]
-        chunks = scheduler.share_prefill(readers, self._chunk_tokens(decode_tokens, chunk_s)) if readers else {}
         return [
             Feed(row, chunks.get(row.slot, 1), drafts.get(row.slot, NO_DRAFT))
             for row in self.rows
             if row.is_decoding or row.slot in chunks
         ]
 
-    def _chunk_tokens(self, decode_tokens: int, chunk_s: float) -> int:
-        """How many prompt tokens a step of `decode_tokens` can take along for `chunk_s` seconds more."""
-        base_s = self.times.predict(decode_tokens) if decode_tokens else 0.0
-        allowed_s = base_s + chunk_s / self.prefill_drift
-        most = self.times.largest_within(allowed_s, decode_tokens, decode_tokens + LARGEST_CHUNK)
-        return max(most - decode_tokens, SMALLEST_CHUNK)
+    def _chunks(self, decoding: int) -> dict[int, int]:
+        """How many tokens of its prompt each row in prefill reads in this step, by slot, beside so many that decode."""
+        prefilling = [row for row in self.rows if not row.is_decoding]
+        readers = [row for row in prefilling if not row.is_held]
+        if not readers:
+            return {}
+        base_s = self.times.predict(decoding) if decoding else 0.0
+        allowed_s = base_s + self.pace.chunk_time(decoding, len(prefilling)) / self.prefill_drift
+        most = self.times.largest_within(allowed_s, decoding, decoding + LARGEST_CHUNK)
+        return scheduler.share_prefill(readers, max(most - decoding, SMALLEST_CHUNK))
 
     def _accept(self, feed: Feed, verified: Verified) -> Gain | None:
         """Commit what stands of a row's step and say what it gained."""

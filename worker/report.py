@@ -6,7 +6,7 @@ import msgspec
 
 from common.errors import MlxspecError
 from common.messages import Timings, Usage
-from worker.logprobs import Logprob
+from worker.sampling.logprobs import Logprob
 
 
 class Gain(msgspec.Struct, frozen=True, gc=False):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from common.priority import Priority
 from common.sampling import Sampling, Speculation
-from worker.sampler import Draw
-from worker.tally import Tally
+from worker.sampling.sampler import Draw
+from worker.sampling.tally import Tally
 
 _USUAL = Speculation()
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from common.messages import ChosenLogprob, TokenLogprob
-from worker.logprobs import Logprob
+from worker.sampling.logprobs import Logprob
 
 _BROKEN = "\ufffd"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how SentencePiece names a single byte

@@ -8,9 +8,9 @@ import msgspec
 
 from worker.cache.layout import Segment
 from worker.drafters.drafter import NO_DRAFT, Draft
-from worker.logprobs import Logprob, measure
 from worker.request import Row
-from worker.sampler import Draw, choose
+from worker.sampling.logprobs import Logprob, measure
+from worker.sampling.sampler import Draw, choose
 from worker.target import Target
 
 

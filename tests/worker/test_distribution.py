@@ -16,10 +16,11 @@ import pytest
 
 from common.sampling import Sampling
 from tests.worker import reference
-from worker import acceptance, sampler
+from worker import acceptance
 from worker.acceptance import Verdict
 from worker.request import Request, Row
-from worker.sampler import Draw
+from worker.sampling import noise as noise_of_draws
+from worker.sampling.sampler import Draw, choose
 
 VOCABULARY = 4
 LENGTH = 4
@@ -104,7 +105,7 @@ def step(rows: Sequence[Row], drafts: Sequence[tuple[int, ...]]) -> None:
     draws = [row.draws(draft) for row, draft in zip(rows, drafts, strict=True)]
     last = [token for row, draft in zip(rows, drafts, strict=True) for token in (row.tokens[-1], *draft)]
     logits = mx.array(TABLE)[mx.array(last)]
-    own = iter(sampler.choose(logits, list(itertools.chain(*draws))).tolist())  # type: ignore[arg-type]
+    own = iter(choose(logits, list(itertools.chain(*draws))).tolist())  # type: ignore[arg-type]
     for row, draft, of_row in zip(rows, drafts, draws, strict=True):
         chosen = [next(own) for _ in of_row]
         row.tokens += acceptance.accept(draft, chosen, row.tokens_left, ()).tokens
@@ -216,7 +217,7 @@ def test_a_broken_acceptance_rule_is_caught(
 def test_noise_that_forgets_something_is_caught(
     monkeypatch: pytest.MonkeyPatch, key: Callable[[int, int], tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(sampler, "noise_key", key)
+    monkeypatch.setattr(noise_of_draws, "noise_key", key)
     assert worst_deviation(outputs(SAMPLINGS["softmax"], nothing), SAMPLINGS["softmax"]) > 2 * SIGNIFICANT
 
 

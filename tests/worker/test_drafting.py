@@ -117,6 +117,20 @@ def test_a_step_without_rows_that_decode_is_no_look_in_vain() -> None:
     assert drafting.looks.count == 0
 
 
+def test_a_draft_beside_prompts_costs_what_it_adds_to_their_step() -> None:
+    """A step of up to 64 tokens takes a second, each one beyond it another."""
+    knee = StepTimes([max(1.0, 1.0 + size - 64) for size in GRID])
+    line = StepTimes([1.0 + 0.1 * size for size in GRID])
+
+    def length(times: StepTimes, beside: int) -> int:
+        drafter = Slow(Clock(), look_s=0.0)
+        drafter.finds = True
+        return Drafting({"slow": drafter}, ("slow",), clock=drafter.clock).drafts([a_row()], times, beside)[0][0].length
+
+    assert [length(knee, beside) for beside in (0, 20, 62, 63, 100)] == [1, 1, 1, 0, 0]
+    assert [length(line, beside) for beside in (0, 20, 500)] == [1, 1, 1]  # the prompts' time is not the draft's
+
+
 def test_looks_that_save_less_than_they_take_become_rare() -> None:
     """A copy of one token, which stands with 0.75, in a step that takes no longer for it: it saves 0.75 of a step."""
     for look_s, is_rare in ((0.7, False), (0.8, True)):

@@ -13,7 +13,7 @@ from tests.worker import tiny
 from worker.cache.attention import GPU_STYLE
 from worker.drafters.suffix import SuffixDrafter
 from worker.request import Request
-from worker.tally import Tally
+from worker.sampling.tally import Tally
 
 SAMPLINGS = {
     "greedy": Sampling(),

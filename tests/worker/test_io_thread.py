@@ -15,9 +15,9 @@ from tests.fakes import short_run_dir
 from worker.detokenize import Detokenizer, TextStream
 from worker.engine import Gain
 from worker.io_thread import IoThread, Name, Served
-from worker.logprobs import Logprob
 from worker.loop import CancelRequest, Pulse
 from worker.report import StepReport
+from worker.sampling.logprobs import Logprob
 from worker.token_text import TokenTexts
 
 END = 0

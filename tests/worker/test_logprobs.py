@@ -10,8 +10,8 @@ import pytest
 
 from common.sampling import MAX_TOP_LOGPROBS, Sampling
 from tests.worker import tiny
-from worker.logprobs import Logprob, measure
 from worker.request import Request
+from worker.sampling.logprobs import Logprob, measure
 
 PENALIZED = Sampling(
     temperature=0.8, seed=4, top_p=0.9, repetition_penalty=1.4, frequency_penalty=0.5, logit_bias=((3, 4.0),)

@@ -15,9 +15,9 @@ from common.sampling import Sampling
 from tests.worker import families, tiny
 from worker.cache.layout import Segment
 from worker.engine import Engine
-from worker.logprobs import Logprob
 from worker.report import Gain
 from worker.request import Request
+from worker.sampling.logprobs import Logprob
 from worker.scheduler import Limits
 from worker.target import Target
 from worker.waiting import WaitingList

@@ -11,7 +11,7 @@ from common.sampling import Sampling
 from tests.worker import reference
 from worker import backend
 from worker.request import Request, Row
-from worker.sampler import Draw, Part, choose, noise_key
+from worker.sampling.sampler import Draw, Part, choose, noise_key
 
 
 @pytest.fixture(autouse=True, params=["by row", "at once", "at once, compiled"])

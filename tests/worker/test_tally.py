@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.sampling import Sampling
 from tests.worker import reference
-from worker.tally import Tally, adjusted
+from worker.sampling.tally import Tally, adjusted
 
 VOCABULARY = 12
 SOURCE = random.Random(5)

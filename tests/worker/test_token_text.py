@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker.logprobs import Logprob
+from worker.sampling.logprobs import Logprob
 from worker.token_text import TokenTexts
 
 

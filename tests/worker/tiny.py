@@ -156,9 +156,9 @@ def flat_times() -> StepTimes:
 class UnmeasuredDrafting(Drafting):
     """For tests that count drafts: what looking and drafting really take decides nothing."""
 
-    def drafts(self, rows: Sequence[Row], times: StepTimes) -> tuple[list[Draft], float]:
+    def drafts(self, rows: Sequence[Row], times: StepTimes, beside: int = 0) -> tuple[list[Draft], float]:
         self.clock, self.plain_every = lambda: 0.0, PLAIN_EVERY
-        return super().drafts(rows, times)
+        return super().drafts(rows, times, beside)
 
     def took(self, seconds: float, predicted_s: float) -> None:
         """Learn nothing."""

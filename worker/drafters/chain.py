@@ -12,7 +12,7 @@ import mlx.core as mx
 from worker.cache.layout import Segment
 from worker.drafters.drafter import Ask, Draft, Offer, Pending
 from worker.request import Row
-from worker.sampler import Draw, choose
+from worker.sampling.sampler import Draw, choose
 from worker.step_times import Array, StepTimes
 from worker.target import Target
 

@@ -20,7 +20,7 @@ from worker.drafters.chain import MATCH, ChainDrafter
 from worker.drafters.drafter import Ask, Offer
 from worker.heads.head import Head
 from worker.request import Row
-from worker.sampler import Draw, Part, choose
+from worker.sampling.sampler import Draw, Part, choose
 from worker.step_times import StepTimes
 from worker.target import Target
 

@@ -13,14 +13,16 @@ from functools import cache
 
 import mlx.core as mx
 import msgspec
+import numpy as np
 
 from common.sampling import Sampling
 from worker import backend
 from worker.cache.layout import padded_tokens
-from worker.tally import Tally, adjusted
+from worker.sampling import on_host
+from worker.sampling.noise import Array, noise_key
+from worker.sampling.tally import Tally, adjusted
 
 _BISECTIONS = 26  # narrows a threshold to float32's resolution of a probability
-_MASK_64 = 2**64 - 1
 
 
 class Draw(msgspec.Struct, frozen=True, gc=False):
@@ -44,9 +46,16 @@ class Part:
     columns: mx.array
     vocabulary: int
 
+    @property
+    def ids(self) -> Array:
+        """`columns` for the host."""
+        return np.array(self.columns, copy=False)
+
 
 def choose(logits: mx.array, draws: Sequence[Draw], part: Part | None = None) -> mx.array:
-    """Token ids int32 [draws] for logits [draws, vocabulary], not evaluated; -1 where the logits are not finite.
+    """Token ids int32 [draws] for logits [draws, vocabulary]; -1 where the logits are not finite.
+
+    Not evaluated, but for sampled draws on a CPU, which are made on the host.
 
     `part`: the logits are those of some tokens alone, and their places in it are returned instead of ids.
     """
@@ -54,7 +63,7 @@ def choose(logits: mx.array, draws: Sequence[Draw], part: Part | None = None) ->
     if all(draw.sampling.is_greedy for draw in draws):
         return (_likeliest if backend.name() == "cpu" else _likeliest_compiled)(logits)
     if backend.name() == "cpu":
-        return _checked(_chosen_by_row(logits, draws, part), logits)
+        return _chosen_on_host(logits, draws, part)
     return _chosen_at_once(logits, draws, part)
 
 
@@ -70,30 +79,11 @@ def _checked(tokens: mx.array, logits: mx.array) -> mx.array:
     return mx.where(is_finite, tokens.astype(mx.int32), -1)
 
 
-def _chosen_by_row(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
-    """Only what each row needs: on a CPU it is the work that counts."""
-    sampled = [i for i, draw in enumerate(draws) if not draw.sampling.is_greedy]
-    if len(sampled) == len(draws):
-        return _sampled(logits, draws, part)
-    tokens = mx.argmax(logits, axis=-1)
-    rows = mx.array(sampled, dtype=mx.int32)
-    tokens[rows] = _sampled(logits[rows], [draws[i] for i in sampled], part)
-    return tokens
-
-
-def _sampled(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
-    samplings = [draw.sampling for draw in draws]
-    scaled = logits.astype(mx.float32) / _temperatures(samplings)
-    rows = [i for i, one in enumerate(samplings) if one.top_k or one.top_p < 1.0 or one.min_p]
-    if rows and len(rows) == len(samplings):
-        scaled = _Cut.of(samplings).applied(scaled)
-    elif rows:
-        index = mx.array(rows, dtype=mx.int32)
-        filtered = mx.array(scaled)
-        filtered[index] = _Cut.of([samplings[i] for i in rows]).applied(scaled[index])
-        scaled = filtered
-    noise = _noise(_keys(draws), part.vocabulary if part else logits.shape[-1], part.columns if part else None)
-    return mx.argmax(scaled + noise, axis=-1).astype(mx.uint32)
+def _chosen_on_host(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
+    columns = None if part is None else part.ids
+    parameters = [(draw.sampling, draw.position) for draw in draws]
+    rows = np.array(logits.astype(mx.float32), copy=False)
+    return mx.array(on_host.chosen(rows, parameters, _vocabulary(logits, part), columns), dtype=mx.int32)
 
 
 def _chosen_at_once(logits: mx.array, draws: Sequence[Draw], part: Part | None) -> mx.array:
@@ -105,7 +95,7 @@ def _chosen_at_once(logits: mx.array, draws: Sequence[Draw], part: Part | None) 
     samplings = [draw.sampling for draw in padded]
     is_noisy = mx.array([not sampling.is_greedy for sampling in samplings])[:, None]
     cut = _Cut.of(samplings)
-    function = _compiled(part.vocabulary if part else logits.shape[-1], *(array is not None for array in cut.arrays()))
+    function = _compiled(_vocabulary(logits, part), *(array is not None for array in cut.arrays()))
     tokens = function(logits, _temperatures(samplings), is_noisy, _keys(padded), part and part.columns, *cut.given())
     return tokens[: len(draws)]
 
@@ -148,12 +138,8 @@ def _noise(keys: mx.array, vocabulary: int, columns: mx.array | None) -> mx.arra
     return noise if columns is None else noise[:, columns]
 
 
-def noise_key(seed: int, position: int) -> tuple[int, int]:
-    """The two words of a draw's random key: a mix of the seed's 64 bits (splitmix64), and the position."""
-    mixed = (seed + 0x9E3779B97F4A7C15) & _MASK_64
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return (mixed ^ (mixed >> 31)) & 0xFFFFFFFF, position & 0xFFFFFFFF
+def _vocabulary(logits: mx.array, part: Part | None) -> int:
+    return part.vocabulary if part else int(logits.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
