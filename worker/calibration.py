@@ -17,10 +17,10 @@ from worker.target import Target
 
 LARGEST = 128  # tokens of the largest step that is timed at load
 LARGEST_COMPILED = 256  # tokens of the largest step that is compiled at load
-BUDGET_S = 4.0  # a machine too busy for it is timed less often, and again at the next start
+BUDGET_S = 5.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
 _CONTEXT = 32
-_EDITION = 4  # of how steps and drafts are made and timed: what an older one took says nothing
+_EDITION = 5  # of how steps and drafts are made and timed: what an older one took says nothing
 
 log = logging.getLogger(__name__)
 

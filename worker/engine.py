@@ -28,6 +28,7 @@ from worker.waiting import WaitingList
 
 LARGEST_CHUNK = 2048  # tokens of prompts in one step at most
 SMALLEST_CHUNK = 16
+PATIENCE = 2.0  # who waits for his next token waits so many usual steps longer for others' prompts, on a slow machine
 FIRST_TOKEN_WEIGHT = 4.0  # a row's wait for its first token counts as much as so many rows' waits for their next
 
 
@@ -38,11 +39,15 @@ class Pace:
     chunk_s: float = 0.1
     chunk_alone_s: float = 0.8
 
-    def chunk_time(self, decoding: int, prefilling: int) -> float:
-        """Seconds for prompts in one step: the more wait for their first token than for their next, the longer."""
+    def chunk_time(self, decoding: int, prefilling: int, step_s: float) -> float:
+        """Seconds for prompts in one step: the more wait for their first token than for their next, the longer.
+
+        `step_s` is what the step takes without them: where that is long, small chunks would take more time in all.
+        """
         if not decoding:
             return self.chunk_alone_s
-        return min(self.chunk_s * max(FIRST_TOKEN_WEIGHT * prefilling / decoding, 1.0), self.chunk_alone_s)
+        least_s = max(self.chunk_s, PATIENCE * step_s)
+        return min(least_s * max(FIRST_TOKEN_WEIGHT * prefilling / decoding, 1.0), self.chunk_alone_s)
 
 
 @dataclass(slots=True)
@@ -220,7 +225,7 @@ class Engine:
         if not readers:
             return {}
         base_s = self.times.predict(decoding) if decoding else 0.0
-        allowed_s = base_s + self.pace.chunk_time(decoding, len(prefilling)) / self.prefill_drift
+        allowed_s = base_s + self.pace.chunk_time(decoding, len(prefilling), base_s) / self.prefill_drift
         most = self.times.largest_within(allowed_s, decoding, decoding + LARGEST_CHUNK)
         return scheduler.share_prefill(readers, max(most - decoding, SMALLEST_CHUNK))
 

@@ -21,6 +21,7 @@ TIMED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # those that are timed at load;
 _SHARED_RATE = 0.1  # least weight of a plain step's measurement for all sizes; the first ones count as in a mean …
 _OWN_RATE = 0.03  # … and for its own
 _DRAFTED_RATE = 0.1  # weight of a measurement with drafts, for its own size only
+_LEAST_ROUNDS = 3
 _STEADY = 1.25  # how far the median of a calibration may lie above its best
 _HICCUP = 3.0  # what takes so many times longer than predicted says little, even at first
 _TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this factor away
@@ -95,24 +96,26 @@ class StepTimes:
             self._set(i, self.usual(GRID[i]) * (1 + rate * share * (ratio - 1)))
             self._lift(i)
 
-    def calibrate(self, run: Callable[[int], float], largest: int, budget_s: float, repeats: int = 3) -> bool:
+    def calibrate(self, run: Callable[[int], float], largest: int, budget_s: float, rounds: int = 5) -> bool:
         """Fill the table: `run(tokens)` makes one step and returns its seconds; the first of each size warms up.
 
-        Sizes are timed until `budget_s` is spent, two at least. Returns whether all were, and their measurements
-        agree well enough to be kept.
+        Sizes are timed in turns, so that a moment in which the machine is slow does not fall on one of them alone, and
+        the best of each counts. It ends after `rounds`, or after the round in which `budget_s` is spent; in the first
+        one at any time, once there are two sizes. Returns whether all sizes were timed often enough, and the
+        measurements agree well enough to be kept.
         """
-        is_steady, spent_s = True, 0.0
-        for size in TIMED:
-            if size > largest:
-                break
-            if spent_s > budget_s and self.is_measured:
-                return False
-            spent_s += run(size)
-            taken = sorted(run(size) for _ in range(repeats if spent_s < budget_s else 1))
-            spent_s += sum(taken)
-            self._set(GRID.index(size), taken[0])
-            is_steady = is_steady and taken[len(taken) // 2] < _STEADY * taken[0]
-        return is_steady
+        taken: dict[int, list[float]] = {size: [] for size in TIMED if size <= largest}
+        spent_s, made = 0.0, 0
+        while made < rounds and (spent_s <= budget_s or not self.is_measured):
+            for size, own in taken.items():
+                if made == 0 and spent_s > budget_s and self.is_measured:
+                    return False
+                spent_s += run(size) if made == 0 else 0.0
+                own.append(run(size))
+                spent_s += own[-1]
+                self._set(GRID.index(size), min(own))
+            made += 1
+        return made >= min(rounds, _LEAST_ROUNDS) and all(sorted(own)[made // 2] < _STEADY * min(own) for own in taken.values())
 
     def _lift(self, i: int) -> None:
         """What is larger takes as long at least: it may have been measured long ago, with less to attend to."""

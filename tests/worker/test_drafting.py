@@ -101,7 +101,7 @@ def test_a_row_that_is_searched_in_vain_is_searched_rarely_and_the_others_are_no
     picky, computing = Picky(clock), Computing(clock, 0.0)
     computing.name = "computing"
     drafting = Drafting({"slow": picky, "computing": computing}, ("slow", "computing"), clock=clock)
-    drafting.controller.priors = {"computing": [0.1]}
+    drafting.controller.priors = {("computing", 0): [0.1]}
     rows = [a_row(), a_row()]
     rows[1] = Row.of(tiny.make_request(1, max_tokens=100), 1, 0.0)
     rows[1].cached = len(rows[1].tokens) - 1
@@ -152,11 +152,11 @@ def test_what_cannot_pay_is_not_weighed_against_copies() -> None:
             self.plans += 1
             return super().decide(*args)
 
-    controller = Counting(priors={"slow": [0.3, 0.2]})
+    controller = Counting(priors={("slow", 0): [0.3, 0.2]})
     drafting = Drafting({"slow": Computing(Clock(), 0.0)}, ("slow",), controller=controller, clock=Clock())
     drafting.beyond_s = 0.37 * STEP_S  # more than the 0.36 tokens that are expected are worth
     assert drafted(drafting, 1) == [0] and controller.plans == 1
-    drafting.beyond_s = 0.35 * STEP_S
+    drafting.beyond_s = 0.28 * STEP_S
     assert drafted(drafting, 1) == [2] and controller.plans == 3
 
 

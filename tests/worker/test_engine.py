@@ -169,11 +169,23 @@ def test_waiting_requests_get_rows_in_order_of_arrival() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decoding", "prefilling", "seconds"),
-    [(0, 1, 0.8), (4, 1, 0.1), (8, 1, 0.1), (1, 1, 0.4), (4, 3, 0.3), (1, 50, 0.8)],
+    ("decoding", "prefilling", "step_s", "seconds"),
+    [
+        (0, 1, 0.0, 0.8),
+        (4, 1, 0.01, 0.1),
+        (8, 1, 0.01, 0.1),
+        (1, 1, 0.01, 0.4),
+        (4, 3, 0.01, 0.3),
+        (1, 50, 0.01, 0.8),
+        (8, 1, 0.12, 0.24),
+        (8, 4, 0.12, 0.48),
+        (32, 1, 0.5, 0.8),
+    ],
 )
-def test_prompts_get_more_time_the_more_wait_for_a_first_token(decoding: int, prefilling: int, seconds: float) -> None:
-    assert Pace().chunk_time(decoding, prefilling) == pytest.approx(seconds)
+def test_prompts_get_more_time_the_more_wait_for_a_first_token_and_the_slower_steps_are(
+    decoding: int, prefilling: int, step_s: float, seconds: float
+) -> None:
+    assert Pace().chunk_time(decoding, prefilling, step_s) == pytest.approx(seconds)
 
 
 def test_a_long_prompt_is_fed_in_chunks_while_others_decode() -> None:

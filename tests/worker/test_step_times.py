@@ -73,6 +73,32 @@ def test_calibrates_up_to_the_largest_size() -> None:
     assert times.seconds[GRID.index(128)] is None
 
 
+def test_a_slow_moment_falls_on_all_sizes_alike() -> None:
+    """A machine that is three times as slow for a while at the beginning: of each size a later measurement counts."""
+    made = 0
+
+    def run(tokens: int) -> float:
+        nonlocal made
+        made += 1
+        return 0.01 * tokens * (3.0 if made < 20 else 1.0)
+
+    times = StepTimes()
+    times.calibrate(run, largest=64, budget_s=99)
+    assert [times.predict(n) for n in (1, 8, 64)] == pytest.approx([0.01, 0.08, 0.64])
+
+
+def test_a_slow_machine_is_timed_in_fewer_rounds() -> None:
+    sizes: list[int] = []
+
+    def run(tokens: int) -> float:
+        sizes.append(tokens)
+        return 1.0
+
+    assert StepTimes().calibrate(run, largest=2, budget_s=6.5)  # two to warm up, and two rounds of two come to six
+    assert sizes == [1, 1, 2, 2, 1, 2, 1, 2]
+    assert not StepTimes().calibrate(run, largest=2, budget_s=3.0)
+
+
 def test_measurements_that_disagree_are_not_worth_keeping() -> None:
     taken = iter(range(1, 1000))
     assert not StepTimes().calibrate(lambda n: float(next(taken)), largest=4, budget_s=9999)

@@ -11,7 +11,7 @@ from common.logs import fields
 from worker import calibration, loader, self_test
 from worker.cache.ragged import UnsupportedCache
 from worker.drafters import trial
-from worker.drafters.chain import ChainDrafter
+from worker.drafters.chain import GREEDY, SAMPLED, ChainDrafter
 from worker.drafters.drafter import Drafter
 from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import HealedLayersDrafter, LayersDrafter
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 class Available:
     """A model's drafters by name, and those of them that `auto` uses.
 
-    `acceptance`: what to expect of those that compute, by position, from their reports or trials.
+    `acceptance`: what to expect of those that compute, by match and position, from their reports or trials.
     """
 
     drafters: dict[str, Drafter] = field(default_factory=dict)
     in_auto: list[str] = field(default_factory=list)
-    acceptance: dict[str, Sequence[float]] = field(default_factory=dict)
+    acceptance: dict[tuple[str, int], Sequence[float]] = field(default_factory=dict)
 
     def add(self, drafter: Drafter) -> None:
         self.drafters[drafter.name] = drafter
@@ -48,8 +48,10 @@ class Available:
     def add_tried(self, drafter: ChainDrafter, found: Trial, times: StepTimes) -> None:
         """A drafter that computes is used by `auto` only where it promises a gain."""
         self.drafters[drafter.name] = drafter
-        self.acceptance[drafter.name] = drafter.acceptance or (found.agreement,)
-        if trial.is_promising(self.acceptance[drafter.name], drafter.times.predict, times.predict):
+        greedy = drafter.acceptance.get(GREEDY) or (found.agreement,)
+        self.acceptance[drafter.name, GREEDY] = greedy
+        self.acceptance[drafter.name, SAMPLED] = drafter.acceptance.get(SAMPLED) or greedy
+        if trial.is_promising(greedy, drafter.times.predict, times.predict):
             self.in_auto.append(drafter.name)
 
 
@@ -62,7 +64,7 @@ def load_head(loaded: Loaded, target: Target) -> HeadDrafter | None:
         dtype = embedding(loaded.model)(mx.zeros(1, mx.int32)).dtype
         head = folder.load(entry.folder, entry.config.target, loaded.model, dtype)
         drafter = HeadDrafter(target, head, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
-        drafter.acceptance = entry.verdict.acceptance
+        drafter.acceptance = _expected(entry.verdict)
         return drafter
     except (folder.BadHead, NoLayers, NoVocabulary) as error:
         log.warning("The model's draft head is not used. %s", fields(reason=str(error)))
@@ -80,11 +82,15 @@ def load_layers(loaded: Loaded) -> HealedLayersDrafter | None:
         drafter = HealedLayersDrafter(healed, StepTimes(), loader.vocabulary_size(loaded.config, loaded.tokenizer))
         if not drafter.target.has_prefixes:
             raise folder.BadHead("the model keeps recurrent states, which a chain of drafted tokens cannot take back")
-        drafter.acceptance = entry.verdict.acceptance
+        drafter.acceptance = _expected(entry.verdict)
         return drafter
     except (folder.BadHead, NoLayers, NoVocabulary, UnsupportedCache) as error:
         log.warning("The model's healed layers are not used. %s", fields(reason=str(error)))
         return None
+
+
+def _expected(verdict: folder.Verdict) -> dict[int, Sequence[float]]:
+    return {GREEDY: verdict.acceptance(0.0), SAMPLED: verdict.acceptance(folder.SAMPLED_AT)}
 
 
 def find(

@@ -16,14 +16,19 @@ from worker.sampling.sampler import Draw, choose
 from worker.step_times import Array, StepTimes
 from worker.target import Target
 
-MATCH = 0  # all drafts of such a drafter are of one class
+GREEDY, SAMPLED = 0, 1  # classes of such drafts, as `Offer.match` tells them: noise makes them stand less often
+
+
+def match_of(row: Row) -> int:
+    """The class of a computed draft for this row."""
+    return GREEDY if row.request.sampling.is_greedy else SAMPLED
 
 
 class ChainDrafter:
     """Drafts with `forward` on the cache of `target`, whose slots are those of the rows.
 
     `times`: seconds of such a forward by its number of tokens. `acceptance`: what to expect of its drafts by position,
-    where that is known better than by a trial.
+    where that is known better than by a trial; of greedy rows, and of sampled ones.
     """
 
     name = "chain"
@@ -33,10 +38,10 @@ class ChainDrafter:
         self.target = target
         self.times = times
         times.sizes = target.state.sizes
-        self.acceptance: Sequence[float] = ()
+        self.acceptance: dict[int, Sequence[float]] = {}
 
     def offer(self, row: Row, limit: int) -> Offer | None:
-        return Offer(self.name, limit, MATCH)
+        return Offer(self.name, limit, match_of(row))
 
     def step_s(self, rows: Array) -> Array | float:
         return self.times.predict_all(rows)
@@ -63,7 +68,10 @@ class ChainDrafter:
             count += len(chain)
         self._end([ask.row for ask in asks])
         tokens = made[0] if len(made) == 1 else mx.concatenate(made)
-        return [Draft(self.name, MATCH, ask.length, None, Pending(tokens, tuple(places[ask.row.slot]))) for ask in asks]
+        return [
+            Draft(self.name, ask.offer.match, ask.length, None, Pending(tokens, tuple(places[ask.row.slot])))
+            for ask in asks
+        ]
 
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Nothing is kept of a draft."""

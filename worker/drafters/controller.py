@@ -24,6 +24,7 @@ _ROW_WEIGHT = 6.0
 _MEMORY = 0.97
 _SHARED_FROM = 4  # positions from here on share one estimate
 _SUREST = 0.98
+_WORTHWHILE = 1.05  # drafts have to promise so many times the goodput without: of many estimates the best is too good
 FADES = 0.999  # what is known of a drafter that computes, after each step in which it was not used
 
 
@@ -105,7 +106,7 @@ class Controller:
 
     model: dict[tuple[str, int, int], Tally] = field(default_factory=dict)  # by drafter, match and depth
     rows: dict[str, RowRecord] = field(default_factory=dict)
-    priors: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of drafters that compute: acceptance by depth
+    priors: Mapping[tuple[str, int], Sequence[float]] = field(default_factory=dict)  # of those that compute, by match
     positions: dict[str, list[Position]] = field(default_factory=dict)  # by drafter, for the figures
     probes: int = 0
     _usual: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)  # see `usual`
@@ -120,7 +121,7 @@ class Controller:
         deeper ones."""
         known = self._usual.get((drafter, match))
         if known is None:
-            priors = self.priors.get(drafter) or (_COPY_PRIOR.get(match, _LONG_COPY_PRIOR),)
+            priors = self.priors.get((drafter, match)) or (_COPY_PRIOR.get(match, _LONG_COPY_PRIOR),)
             known = tuple(
                 self.model.get((drafter, match, depth), _UNKNOWN).mean(
                     priors[min(depth, len(priors) - 1)], _PRIOR_WEIGHT
@@ -163,6 +164,8 @@ class Controller:
         goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)
         least = sum(candidate.must_probe and candidate.length > 0 for candidate in candidates)
         count = least + int(np.argmax(goodput[least:]))
+        if goodput[count] < _WORTHWHILE * goodput[least]:
+            count = least
         lengths = np.bincount(tokens.candidate[:count], minlength=len(candidates)).tolist()
         return Decision(tuple(lengths), float(goodput[count]), float(draft_s[count]))
 

@@ -16,7 +16,7 @@ from worker.cache.attention import install
 from worker.cache.layout import Segment
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
 from worker.compiled import CompiledStep
-from worker.drafters.chain import MATCH, ChainDrafter
+from worker.drafters.chain import ChainDrafter, match_of
 from worker.drafters.drafter import Ask, Offer
 from worker.heads.head import Head
 from worker.request import Row
@@ -134,7 +134,7 @@ class HeadDrafter(ChainDrafter):
 
     def offer(self, row: Row, limit: int) -> Offer | None:
         reading = self._readings.get(row.slot)
-        return Offer(self.name, limit, MATCH) if reading is not None and reading.pieces else None
+        return Offer(self.name, limit, match_of(row)) if reading is not None and reading.pieces else None
 
     def catches_up(self, rows: Sequence[Row]) -> bool:
         return sum(self._waiting(row) for row in rows) > USUAL_READ_TOKENS * len(rows)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from worker.cache.layout import Segment
-from worker.drafters.chain import MATCH, ChainDrafter
+from worker.drafters.chain import ChainDrafter, match_of
 from worker.drafters.drafter import Offer
 from worker.request import Row
 from worker.step_times import StepTimes
@@ -38,7 +38,7 @@ class ModelDrafter(ChainDrafter):
         if len(row.tokens) - start > CATCH_UP_TOKENS:
             self._read(row, start)
             return None
-        return Offer(self.name, limit, MATCH)
+        return Offer(self.name, limit, match_of(row))
 
     def settle(self, row: Row, length: int, accepted: int) -> None:
         """Keeps what it has of the row's tokens: not the draft's last one, never fed, nor the rejected ones."""

@@ -106,7 +106,7 @@ def _tried(target: Target, drafter: ChainDrafter, tokens: Sequence[int], kept: S
 
 def _timed(name: str, target: Target, run: Callable[[int], float], agreement: float, kept: Sequence[int]) -> Trial:
     times = StepTimes()
-    is_steady = times.calibrate(run, LARGEST_STEP, BUDGET_S, repeats=2)
+    is_steady = times.calibrate(run, LARGEST_STEP, BUDGET_S, rounds=3)
     target.clear()
     log.info("Tried a drafter. %s", fields(drafter=name, agreement=agreement, step_s=times.seconds[0]))
     return Trial(agreement=agreement, seconds=tuple(times.seconds), is_steady=is_steady, kept=tuple(kept))

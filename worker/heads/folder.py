@@ -23,6 +23,7 @@ HEAD, LAYERS = "head", "layers"  # kinds, by the names of the drafters that they
 CONFIG, WEIGHTS, REPORT = "config.json", "weights.safetensors", "report.json"
 SHIPPED = paths.shipped_drafts_dir()
 PROMPTS = "prompts"  # the text of a report's acceptance that stands for what users ask
+SAMPLED_AT = 0.7  # the temperature of a report's acceptance that stands for all but greedy requests
 _VOCABULARY = "vocabulary"
 Trained = Head | HealedLayers
 
@@ -59,10 +60,9 @@ class Verdict(msgspec.Struct, frozen=True):
     is_used: bool = True
     measured: _Judged = _Judged()
 
-    @property
-    def acceptance(self) -> tuple[float, ...]:
-        """On prompts at temperature 0, by position; () where that was not measured."""
-        fitting = (a for a in self.measured.acceptance if (a.text, a.temperature) == (PROMPTS, 0.0))
+    def acceptance(self, temperature: float) -> tuple[float, ...]:
+        """On prompts at this temperature, by position; () where that was not measured."""
+        fitting = (a for a in self.measured.acceptance if (a.text, a.temperature) == (PROMPTS, temperature))
         return next((a.by_position for a in fitting), ())
 
 

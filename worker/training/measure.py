@@ -20,7 +20,7 @@ from worker.training.synthesis import ANSWER, Written
 
 DRAFT_TOKENS = 5
 LEAST_SPEEDUP = 1.05
-TEMPERATURES = (0.0, 0.7)
+TEMPERATURES = (0.0, folder.SAMPLED_AT)
 _ROWS = (1, 4, 8)
 _JUDGED_ROWS = 32
 
