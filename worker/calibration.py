@@ -10,17 +10,21 @@ import mlx.core as mx
 
 from common import paths
 from common.logs import fields
+from common.sampling import Sampling
 from worker import backend, step_times
 from worker.cache.layout import Segment
+from worker.drafters.drafter import Draft
+from worker.request import Request, Row
 from worker.step_times import StepTimes
 from worker.target import Target
+from worker.verification import Feed, verify
 
 LARGEST = 128  # tokens of the largest step that is timed at load
 LARGEST_COMPILED = 256  # tokens of the largest step that is compiled at load
 BUDGET_S = 5.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
 _CONTEXT = 32
-_EDITION = 5  # of how steps and drafts are made and timed: what an older one took says nothing
+_EDITION = 6  # of how steps and drafts are made and timed: what an older one took says nothing
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +39,8 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
         return times
     times = StepTimes(sizes=target.state.sizes)
     _compile(target)
-    _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
-    if times.calibrate(lambda tokens: _time_step(target, tokens), LARGEST, BUDGET_S):
+    _fill(target)
+    if times.calibrate(lambda tokens: _time_step(target, tokens), _timed_sizes(target), BUDGET_S):
         step_times.save(times, kept)
     target.clear()
     shown = {f"tokens_{n}_ms": s * 1e3 for n, s in zip(step_times.GRID, times.seconds, strict=True) if s is not None}
@@ -44,11 +48,18 @@ def measured_times(target: Target, model_path: str, weights: str) -> StepTimes:
     return times
 
 
+def _timed_sizes(target: Target) -> list[int]:
+    """All of the grid where steps are compiled, and so are quick; else a few of it."""
+    if target.state.is_by_token:
+        return [size for size in step_times.GRID if size <= LARGEST_COMPILED]
+    return [size for size in step_times.TIMED if size <= LARGEST]
+
+
 def _compile(target: Target) -> None:
     """Make a step of each usual size, where each is compiled by itself: not when somebody waits for it."""
     if not target.state.is_by_token:
         return
-    _run(target, [Segment(row, 0, _CONTEXT) for row in range(_ROWS)])
+    _fill(target)
     for size in sorted({target.state.sizes.padded(size) for size in range(1, LARGEST_COMPILED + 1)}):
         _time_step(target, size)
     target.clear()
@@ -57,18 +68,26 @@ def _compile(target: Target) -> None:
 def _time_step(target: Target, tokens: int) -> float:
     """Seconds of one step of `tokens` tokens in up to 8 rows, the choice of the next tokens included."""
     rows = min(tokens, _ROWS)
-    widths = [tokens // rows + (row < tokens % rows) for row in range(rows)]
+    feeds = [_feed(row, tokens // rows + (row < tokens % rows)) for row in range(rows)]
     began = time.perf_counter()
-    _run(target, [Segment(row, _CONTEXT, width) for row, width in enumerate(widths)])
-    return time.perf_counter() - began
+    verify(target, feeds)
+    taken_s = time.perf_counter() - began
+    for feed in feeds:
+        target.state.commit(feed.row.slot, _CONTEXT)
+    return taken_s
 
 
-def _run(target: Target, segments: list[Segment]) -> None:
-    """One step that leaves `_CONTEXT` tokens in each row."""
-    count = sum(segment.width for segment in segments)
-    largest = LARGEST_COMPILED if target.state.is_by_token else LARGEST
-    logits = target.forward(segments, [1] * count, range(count) if count <= largest else [0])
-    mx.eval(mx.argmax(logits, axis=-1), target.cached_arrays())
+def _feed(slot: int, width: int) -> Feed:
+    """A row with `_CONTEXT` tokens in its slot, its pending token and a draft."""
+    row = Row.of(Request("timed", (1,) * (_CONTEXT + 1), Sampling(), max_tokens=width), slot, 0.0)
+    row.cached = _CONTEXT
+    return Feed(row, 1, Draft("", 0, width - 1, (1,) * (width - 1)))
+
+
+def _fill(target: Target) -> None:
+    """Leave `_CONTEXT` tokens in each row."""
+    segments = [Segment(row, 0, _CONTEXT) for row in range(_ROWS)]
+    mx.eval(target.forward(segments, [1] * _CONTEXT * _ROWS, [0]), target.cached_arrays())
     for segment in segments:
         target.state.commit(segment.slot, _CONTEXT)
 

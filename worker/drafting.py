@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from worker.step_times import Array, StepTimes
 
 PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known; fewer at first
 _PRICE_RATE = 0.1  # weight of one step's measurement
-_MOST_OFF = 0.5  # a single step is taken to be off by so much at most, in prices of its parts
+_MOST_OFF = 0.2  # a single step is taken to be off by so much at most, in prices of its parts
+_MOST_CREDIT = 0.05  # steps that were faster than their parts' prices make up for slower ones by so much at most, too
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
 
 
@@ -41,14 +43,14 @@ class Drafting:
     looks: Looks = field(default_factory=Looks)
     look_s: float = 0.0  # what looking for drafts took in the latest step
     catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
-    _is_computed: bool = False  # whether the latest step had such drafts
+    is_computed: bool = False  # whether somebody computed drafts in the latest step
 
     def drafts(self, rows: Sequence[Row], times: StepTimes, beside: int = 0) -> tuple[list[Draft], float]:
         """The drafts that pay for these decoding rows, one each, and the seconds that making them will take.
 
         `beside`: so many tokens of prompts are in the step as well.
         """
-        self._is_computed = self.catches_up = False
+        self.is_computed = self.catches_up = False
         self.look_s = 0.0
         if not rows:
             return [], 0.0
@@ -73,7 +75,7 @@ class Drafting:
         copied = {row.id for row, draft in zip(rows, drafts, strict=True) if draft.tokens}
         share = search_s / max(len(searched), 1) * len(rows) / plain_s
         self.looks.searched(searched & copied, searched - copied, share)
-        if not self._is_computed:
+        if not self.is_computed:
             self._rest()
         return drafts, plan.decision.draft_s
 
@@ -84,12 +86,16 @@ class Drafting:
             if drafter.computes:
                 self.controller.rest(name)
 
-    def took(self, seconds: float, predicted_s: float) -> None:
-        """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts."""
-        if self._is_computed:
-            parts_s = predicted_s - self.once_s
-            off_s = seconds - parts_s - self.beyond_s
+    def took(self, seconds: float, predicted_s: float, scale: float = 1.0) -> None:
+        """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts.
+
+        `scale`: what the machine takes now, over what was timed; what is learned is kept without it.
+        """
+        if self.is_computed:
+            parts_s = predicted_s / scale - self.once_s
+            off_s = seconds / scale - parts_s - self.beyond_s
             self.beyond_s += _PRICE_RATE * min(max(off_s, -_MOST_OFF * parts_s), _MOST_OFF * parts_s)
+            self.beyond_s = max(self.beyond_s, -_MOST_CREDIT * parts_s)
 
     @property
     def once_s(self) -> float:
@@ -151,11 +157,16 @@ class Drafting:
     def _costs(self, rows: int, beside: int, times: StepTimes) -> Costs:
         """Of steps for so many rows. What prompts' tokens take is their own affair, but a draft comes on top of them:
         in a step that is large already the next token may cost more than in a small one."""
-        prices = {name: drafter.step_s for name, drafter in self.drafters.items() if drafter.computes}
+        prices = {
+            name: partial(_scaled, drafter.step_s, times.now)
+            for name, drafter in self.drafters.items()
+            if drafter.computes
+        }
+        once_s = self.once_s * times.now
         if not beside:
-            return Costs(times.predict_all, prices, self.once_s)
+            return Costs(times.predict_all, prices, once_s)
         prompts_s = times.predict(rows + beside) - times.predict(rows)
-        return Costs(lambda tokens: times.predict_all(tokens + beside) - prompts_s, prices, self.once_s)
+        return Costs(lambda tokens: times.predict_all(tokens + beside) - prompts_s, prices, once_s)
 
     def _best_plan(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], costs: Costs) -> Plan:
         """The best of two plans: only copies are drafted, or everyone also computes who gains more by it.
@@ -224,7 +235,7 @@ class Drafting:
             self.catches_up |= drafter.catches_up([ask.row for ask in wanted.values()])
             for place, draft in zip(wanted, drafter.draft(list(wanted.values())), strict=True):
                 drafts[place] = draft
-        self._is_computed = any(draft.pending is not None for draft in drafts)
+        self.is_computed = any(draft.pending is not None for draft in drafts)
         return drafts
 
 
@@ -237,6 +248,11 @@ class _Choice:
     candidates: list[Candidate]
     reaches: Array  # see `Controller.reaches`
     expected: list[float]  # tokens that stand
+
+
+def _scaled(price: Callable[[Array], Array | float], scale: float, rows: Array) -> Array | float:
+    """What was timed once, on a machine that takes `scale` times as long now."""
+    return price(rows) * scale
 
 
 def _combined(offers: Sequence[Offer], own: Sequence[int]) -> Sequence[int]:

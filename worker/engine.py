@@ -350,6 +350,9 @@ class Engine:
             drift = step_s / self.times.predict(size) if self.times.is_measured else 1.0
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
-        if report.drafted and self.times.is_measured:
-            self.drafting.took(taken_s, self.times.predict(size) + self._draft_s)
-        self.times.observe(size, step_s, has_drafts=report.drafted > 0)
+        if self.drafting.is_computed and self.times.is_measured:
+            predicted_s = self.times.predict(size) + self._draft_s
+            self.drafting.took(taken_s, predicted_s, self.times.now)
+            self.times.took(taken_s / predicted_s)
+        else:
+            self.times.observe(size, taken_s, has_drafts=report.drafted > 0)

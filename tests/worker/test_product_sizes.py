@@ -12,9 +12,10 @@ from common.sampling import Sampling
 from tests.worker import tiny
 from worker import product_sizes
 from worker.cache.layout import UNPADDED
-from worker.product_sizes import BLOCKED
+from worker.product_sizes import blocked
 from worker.request import Request
 
+BLOCKED = blocked([2])
 WARM = Sampling(temperature=0.7, seed=11)
 DRAFTERS: dict[str, Callable[[str], Any]] = {
     "half": lambda kind: tiny.Oracle({r.prompt: alone(kind, 0)[r.request_id] for r in requests()}, wrong=0.4),
@@ -43,36 +44,38 @@ def alone(kind: str, kv_bits: int) -> dict[str, list[int]]:
     return outputs
 
 
-def test_a_step_is_padded_to_a_block_that_is_nearly_filled() -> None:
-    assert [BLOCKED.padded(tokens) for tokens in range(1, 17)] == [
-        1,
-        2,
-        3,
-        4,
-        8,
-        8,
-        8,
-        8,
-        9,
-        10,
-        11,
-        12,
-        16,
-        16,
-        16,
-        16,
-    ]
-    assert [BLOCKED.padded(tokens) for tokens in (63, 64, 65, 2000)] == [64, 64, 65, 2000]
+@pytest.mark.parametrize(
+    ("faster", "sizes"),
+    [
+        ([], [1, 2, 3, 4, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]),
+        ([2], [1, 2, 3, 4, 8, 8, 8, 8, 9, 10, 16, 16, 16, 16, 16, 16]),
+        ([2, 4], [1, 2, 3, 4, 8, 8, 8, 8, 9, 10, 11, 12, 16, 16, 16, 16]),
+        ([6], [1, 2, 3, 4, 8, 8, 8, 8, 13, 13, 13, 13, 13, 14, 16, 16]),
+    ],
+)
+def test_a_step_is_padded_to_a_whole_block_where_less_is_no_faster(faster: list[int], sizes: list[int]) -> None:
+    found = blocked(faster)
+    assert [found.padded(tokens) for tokens in range(1, 17)] == [sizes[n - 1] for n in range(1, 17)]
+    assert [found.padded(tokens) for tokens in (63, 64, 65, 2000)] == [64, 64, 65, 2000]
 
 
-@pytest.mark.parametrize(("whole_s", "sizes"), [(0.8, BLOCKED), (1.2, UNPADDED)])
-def test_steps_are_padded_where_whole_blocks_are_no_slower_than_a_little_less(whole_s: float, sizes: Any) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [
+        ({10: 0.9, 12: 1.1, 14: 1.6}, [9, 10, 16, 16, 16, 16, 16, 16]),
+        ({10: 0.7, 12: 0.8, 14: 1.3}, [9, 10, 11, 12, 16, 16, 16, 16]),
+        ({10: 0.97, 12: 0.98, 14: 0.99}, [16] * 8),
+        ({10: 0.7, 12: 0.8, 14: 0.9}, list(range(9, 17))),
+    ],
+)
+def test_which_sizes_are_padded_is_measured(seconds: dict[int, float], sizes: list[int]) -> None:
     calls = iter(range(1000))
 
     def run(tokens: int) -> float:
-        return 99.0 if next(calls) < 2 else whole_s if tokens == 16 else 1.0  # the first ones warm up
+        return 99.0 if next(calls) < 4 else seconds.get(tokens, 1.0)  # the first ones warm up
 
-    assert product_sizes.chosen(run) is sizes
+    found = product_sizes.chosen(run)
+    assert [found.padded(tokens) for tokens in range(9, 17)] == sizes
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ class UnmeasuredDrafting(Drafting):
         self.clock, self.plain_every = lambda: 0.0, PLAIN_EVERY
         return super().drafts(rows, times, beside)
 
-    def took(self, seconds: float, predicted_s: float) -> None:
+    def took(self, seconds: float, predicted_s: float, scale: float = 1.0) -> None:
         """Learn nothing."""
 
 

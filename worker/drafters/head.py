@@ -173,13 +173,16 @@ class HeadDrafter(ChainDrafter):
         _, logits = self._fed([Segment(0, 0, end, stands=True)], pieces, list(tokens[1:]), range(end))
         return self.head.vocabulary[mx.argmax(logits, axis=-1)]
 
-    def chain(self, rows: int, length: int) -> list[mx.array]:
-        """Tokens of a chain for so many rows at the start of their slots, and what it leaves there, not evaluated."""
-        hidden, tokens = mx.zeros((rows, *self._hidden.shape[1:]), self._hidden.dtype), mx.ones(rows, mx.int32)
-        segments = [Segment(row, 0, 1) for row in range(rows)]
-        for _ in range(length):
-            hidden, logits = self._stepped(segments, hidden, tokens)
-            tokens = self.head.vocabulary[mx.argmax(logits, axis=-1)].astype(mx.int32)
+    def chain(self, rows: Sequence[Row], length: int) -> list[mx.array]:
+        """Tokens of a chain for rows with nothing in their slots, and what it leaves there, not evaluated."""
+        asks = [Ask(row, Offer(self.name, length, match_of(row)), length) for row in rows]
+        self._slots = [row.slot for row in rows]
+        self._hidden, tokens = (
+            mx.zeros((len(rows), *self._hidden.shape[1:]), self._hidden.dtype),
+            mx.ones(len(rows), mx.int32),
+        )
+        for position in range(1, length + 1):
+            tokens = self._next(asks, tokens, position)
         return [tokens, *(array for cache in self.caches for array in cache.arrays())]
 
     # --- the head's own forwards --------------------------------------------------------------------------

@@ -12,11 +12,13 @@ import mlx.core as mx
 import msgspec
 
 from common.logs import fields
+from common.sampling import Sampling
 from worker.cache.layout import Segment
 from worker.drafters.chain import ChainDrafter
 from worker.drafters.head import HeadDrafter
 from worker.drafters.layers import LayersDrafter, block_influence, most_influential
-from worker.step_times import StepTimes
+from worker.request import Request, Row
+from worker.step_times import TIMED, StepTimes
 from worker.target import Target
 
 TEXT = (
@@ -106,7 +108,7 @@ def _tried(target: Target, drafter: ChainDrafter, tokens: Sequence[int], kept: S
 
 def _timed(name: str, target: Target, run: Callable[[int], float], agreement: float, kept: Sequence[int]) -> Trial:
     times = StepTimes()
-    is_steady = times.calibrate(run, LARGEST_STEP, BUDGET_S, rounds=3)
+    is_steady = times.calibrate(run, [size for size in TIMED if size <= LARGEST_STEP], BUDGET_S, rounds=3)
     target.clear()
     log.info("Tried a drafter. %s", fields(drafter=name, agreement=agreement, step_s=times.seconds[0]))
     return Trial(agreement=agreement, seconds=tuple(times.seconds), is_steady=is_steady, kept=tuple(kept))
@@ -136,6 +138,8 @@ def time_step(drafter: ChainDrafter, rows: int) -> float:
 
 def time_head(drafter: HeadDrafter, rows: int) -> float:
     """As `time_step`, of a head."""
+    request = Request("trial", (1,), Sampling(), max_tokens=TIMED_CHAIN)
+    tried = [Row.of(request, slot, 0.0) for slot in range(rows)]
     began = time.perf_counter()
-    mx.eval(drafter.chain(rows, TIMED_CHAIN))
+    mx.eval(drafter.chain(tried, TIMED_CHAIN))
     return (time.perf_counter() - began) / TIMED_CHAIN
