@@ -21,10 +21,12 @@ _COPY_PRIOR = {1: 0.25, 2: 0.45, 3: 0.55, 4: 0.65}  # acceptance of a copy by it
 _LONG_COPY_PRIOR = 0.75
 _PRIOR_WEIGHT = 8.0
 _ROW_WEIGHT = 6.0
-_MEMORY = 0.97
+_MEMORY = 0.97  # of a row; of all rows …
+_LONG_MEMORY = 0.99  # … more is kept: where drafts hardly pay an estimate has to be good
 _SHARED_FROM = 4  # positions from here on share one estimate
 _SUREST = 0.98
 _WORTHWHILE = 1.05  # drafts have to promise so many times the goodput without: of many estimates the best is too good
+_AS_GOOD = 0.98  # the shortest drafts are made of those that promise nearly the most
 FADES = 0.999  # what is known of a drafter that computes, after each step in which it was not used
 
 
@@ -35,9 +37,9 @@ class Tally:
     accepted: float = 0.0
     tried: float = 0.0
 
-    def add(self, is_accepted: bool) -> None:
-        self.accepted = self.accepted * _MEMORY + is_accepted
-        self.tried = self.tried * _MEMORY + 1.0
+    def add(self, is_accepted: bool, memory: float) -> None:
+        self.accepted = self.accepted * memory + is_accepted
+        self.tried = self.tried * memory + 1.0
 
     def mean(self, prior: float, weight: float) -> float:
         return (self.accepted + prior * weight) / (self.tried + weight)
@@ -163,9 +165,9 @@ class Controller:
         steps_s = costs.steps_s(np.arange(rows, rows + len(draft_s)))
         goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)
         least = sum(candidate.must_probe and candidate.length > 0 for candidate in candidates)
-        count = least + int(np.argmax(goodput[least:]))
-        if goodput[count] < _WORTHWHILE * goodput[least]:
-            count = least
+        best = float(goodput[least:].max())
+        is_worthwhile = best >= _WORTHWHILE * goodput[least]
+        count = least + int(np.argmax(goodput[least:] >= _AS_GOOD * best)) if is_worthwhile else least
         lengths = np.bincount(tokens.candidate[:count], minlength=len(candidates)).tolist()
         return Decision(tuple(lengths), float(goodput[count]), float(draft_s[count]))
 
@@ -177,8 +179,8 @@ class Controller:
         for depth in range(min(accepted + 1, drafted)):
             is_accepted = depth < accepted
             self._usual.pop((drafter, match), None)
-            self.model.setdefault((drafter, match, min(depth, _SHARED_FROM)), Tally()).add(is_accepted)
-            own.add(is_accepted)
+            self.model.setdefault((drafter, match, min(depth, _SHARED_FROM)), Tally()).add(is_accepted, _LONG_MEMORY)
+            own.add(is_accepted, _MEMORY)
             place = places[min(depth, DEEPEST - 1)]
             place.judged += 1
             place.accepted += is_accepted

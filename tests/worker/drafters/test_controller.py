@@ -40,7 +40,7 @@ def taught(row: str, match: int, drafted: int, accepted: int, times: int = 50) -
 
 
 def test_drafts_all_where_verification_is_free() -> None:
-    assert lengths(Controller(), [copy("a", 5, 3), copy("b", 2, 1)], FREE) == [5, 2]
+    assert lengths(Controller(), [copy("a", 3, 3), copy("b", 1, 1)], FREE) == [3, 1]
 
 
 def test_drafts_nothing_where_a_token_costs_as_much_as_a_step() -> None:
@@ -110,6 +110,16 @@ def test_drafts_that_promise_next_to_nothing_are_left_out() -> None:
         for price in (0.48, 0.55)
     }
     assert promised == {0.48: [1] * 8, 0.55: [0] * 8}  # 1.081 and 1.032 of the goodput without
+
+
+def test_of_drafts_that_promise_nearly_the_same_the_shortest_are_made() -> None:
+    controller = taught("ngram", 5, 8, 8)
+    rows = [copy(str(i), 8, 5) for i in range(8)]
+    free = decided(controller, rows, FREE)
+    nearly_free = decided(controller, rows, Costs(lambda tokens: 1.0 + 0.1 * (tokens - 8)))
+    assert sum(nearly_free.lengths) < sum(free.lengths)
+    most = max((8 + n) / (1.0 + 0.1 * n) for n in range(60))  # if all stood for sure
+    assert nearly_free.goodput < most
 
 
 def test_greedy_and_sampled_rows_are_expected_to_accept_as_they_do() -> None:
