@@ -10,13 +10,11 @@ import numpy as np
 from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision, expected
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.drafters.looks import Looks
+from worker.drafters.surcharge import Surcharge
 from worker.request import Row
 from worker.step_times import Array, StepTimes
 
 PLAIN_EVERY = 24  # steps with drafts between plain ones, which keep the price of a plain step known; fewer at first
-_PRICE_RATE = 0.1  # weight of one step's measurement
-_MOST_OFF = 0.2  # a single step is taken to be off by so much at most, in prices of its parts
-_MOST_CREDIT = 0.05  # steps that were faster than their parts' prices make up for slower ones by so much at most, too
 SURE_MATCH = 3  # `combo` takes a copy of such a match before it lets a drafter compute
 
 
@@ -39,7 +37,7 @@ class Drafting:
     clock: Callable[[], float] = time.perf_counter
     drafted_steps: int = 0  # without a plain one between …
     plain_every: int = 1  # … and the most of them, which doubles up to PLAIN_EVERY
-    beyond_s: float = 0.0  # what steps with computed drafts took beyond the prices of their parts, lately; may be less
+    surcharge: Surcharge = field(default_factory=Surcharge)  # of steps with computed drafts
     looks: Looks = field(default_factory=Looks)
     look_s: float = 0.0  # what looking for drafts took in the latest step
     catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
@@ -81,26 +79,20 @@ class Drafting:
 
     def _rest(self) -> None:
         """Nobody computes: what made it look dear is forgotten slowly, or it would never be tried again."""
-        self.beyond_s *= FADES
+        self.surcharge.fade(FADES)
         for name, drafter in self.drafters.items():
             if drafter.computes:
                 self.controller.rest(name)
 
-    def took(self, seconds: float, predicted_s: float, scale: float = 1.0) -> None:
-        """The latest step had drafts and took so long; `predicted_s` are the prices of all its parts.
+    def took(self, tokens: int, seconds: float, parts_s: float, scale: float = 1.0) -> float:
+        """The latest step had computed drafts, so many tokens, and took so long; returns what was to be expected.
 
-        `scale`: what the machine takes now, over what was timed; what is learned is kept without it.
+        `parts_s` are the prices of all its parts. `scale`: what the machine takes now, over what was timed; what is
+        learned is kept without it.
         """
-        if self.is_computed:
-            parts_s = predicted_s / scale - self.once_s
-            off_s = seconds / scale - parts_s - self.beyond_s
-            self.beyond_s += _PRICE_RATE * min(max(off_s, -_MOST_OFF * parts_s), _MOST_OFF * parts_s)
-            self.beyond_s = max(self.beyond_s, -_MOST_CREDIT * parts_s)
-
-    @property
-    def once_s(self) -> float:
-        """What a step costs besides if anybody computes a draft in it; noise in both directions makes no price."""
-        return max(self.beyond_s, 0.0)
+        expected_s = parts_s + scale * float(self.surcharge.at(tokens))
+        self.surcharge.learn(tokens, seconds / scale, parts_s / scale)
+        return expected_s
 
     def settle(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
         """A step gave the row `gained` tokens, of which `accepted` had been drafted."""
@@ -162,11 +154,12 @@ class Drafting:
             for name, drafter in self.drafters.items()
             if drafter.computes
         }
-        once_s = self.once_s * times.now
-        if not beside:
-            return Costs(times.predict_all, prices, once_s)
-        prompts_s = times.predict(rows + beside) - times.predict(rows)
-        return Costs(lambda tokens: times.predict_all(tokens + beside) - prompts_s, prices, once_s)
+        prompts_s = times.predict(rows + beside) - times.predict(rows) if beside else 0.0
+        return Costs(
+            lambda tokens: times.predict_all(tokens + beside) - prompts_s,
+            prices,
+            lambda tokens: self.surcharge.at(times.sizes.padded_all(tokens + beside)) * times.now,
+        )
 
     def _best_plan(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], costs: Costs) -> Plan:
         """The best of two plans: only copies are drafted, or everyone also computes who gains more by it.
@@ -189,7 +182,8 @@ class Drafting:
         names = {offer.drafter for offer in choice.offers if offer.tokens is None}
         least_s = min((float(np.max(costs.draft_s[name](np.array([1])))) for name in names), default=np.inf)
         plain_s = float(np.max(costs.steps_s(np.array([rows]))))
-        return sum(choice.expected) * plain_s > rows * (least_s + costs.once_s)
+        surcharge_s = float(np.max(costs.surcharge_s(np.array([rows + 1]))))
+        return sum(choice.expected) * plain_s > rows * (least_s + surcharge_s)
 
     def _choice(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]]) -> "_Choice":
         candidates: list[Candidate] = []

@@ -351,8 +351,8 @@ class Engine:
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
         if self.drafting.is_computed and self.times.is_measured:
-            predicted_s = self.times.predict(size) + self._draft_s
-            self.drafting.took(taken_s, predicted_s, self.times.now)
-            self.times.took(taken_s / predicted_s)
+            parts_s = self.times.predict(size) + self._draft_s
+            padded = self.times.sizes.padded(size)
+            self.times.took(taken_s / self.drafting.took(padded, taken_s, parts_s, self.times.now))
         else:
             self.times.observe(size, taken_s, has_drafts=report.drafted > 0)

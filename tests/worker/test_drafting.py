@@ -69,6 +69,18 @@ def drafted(drafting: Drafting, steps: int) -> list[int]:
     return [drafting.drafts(rows, FLAT)[0][0].length for _ in range(steps)]
 
 
+def a_step(drafting: Drafting, taken_s: float) -> None:
+    """One step that takes so long."""
+    (draft,), draft_s = drafting.drafts([a_row()], FLAT)
+    if drafting.is_computed:
+        drafting.took(1 + draft.length, taken_s, STEP_S + draft_s)
+
+
+def surcharge(drafting: Drafting) -> float:
+    """Of a step of three tokens."""
+    return float(drafting.surcharge.at(3))
+
+
 def test_looks_that_cost_nothing_are_made_in_every_step() -> None:
     clock = Clock()
     drafter = Slow(clock, look_s=0.001)
@@ -154,9 +166,9 @@ def test_what_cannot_pay_is_not_weighed_against_copies() -> None:
 
     controller = Counting(priors={("slow", 0): [0.3, 0.2]})
     drafting = Drafting({"slow": Computing(Clock(), 0.0)}, ("slow",), controller=controller, clock=Clock())
-    drafting.beyond_s = 0.37 * STEP_S  # more than the 0.36 tokens that are expected are worth
+    drafting.surcharge.seconds += 0.37 * STEP_S  # more than the 0.36 tokens that are expected are worth
     assert drafted(drafting, 1) == [0] and controller.plans == 1
-    drafting.beyond_s = 0.28 * STEP_S
+    drafting.surcharge.seconds -= 0.09 * STEP_S
     assert drafted(drafting, 1) == [2] and controller.plans == 3
 
 
@@ -165,10 +177,9 @@ def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:
     drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
     assert drafted(drafting, 1) == [2]
     for _ in range(100):
-        _, draft_s = drafting.drafts([a_row()], FLAT)
-        drafting.took(2.5, STEP_S + draft_s)
-    assert 1.0 < drafting.once_s < 1.6  # learned until it pays no more
-    drafting.beyond_s *= 1.1  # it moves about the price at which a draft pays
+        a_step(drafting, 2.5)
+    assert 0.9 < surcharge(drafting) < 1.6  # learned until it pays no more
+    drafting.surcharge.seconds *= 1.1  # it moves about the price at which a draft pays
     assert not any(drafted(drafting, 10))
 
 
@@ -176,14 +187,13 @@ def test_what_made_computed_drafts_dear_is_forgotten_while_nobody_computes() -> 
     clock = Clock()
     drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
     for _ in range(100):
-        _, draft_s = drafting.drafts([a_row()], FLAT)
-        drafting.took(2.5, STEP_S + draft_s)
-    dear_s = drafting.once_s
+        a_step(drafting, 2.5)
+    dear_s = surcharge(drafting)
     drafting.controller.observe("0", "slow", 0, 2, 0)  # a little worse as well
-    drafting.beyond_s *= 1.2
+    drafting.surcharge.seconds *= 1.2
     assert not any(drafted(drafting, 20))
     assert any(drafted(drafting, 1000))  # another try
-    assert drafting.once_s < dear_s * 1.2
+    assert surcharge(drafting) < dear_s * 1.2
 
 
 def test_a_step_that_catches_up_says_so() -> None:
@@ -207,22 +217,11 @@ def test_plain_steps_are_frequent_at_first() -> None:
     assert [i for i, length in enumerate(made) if not length][:6] == [1, 4, 9, 18, 35, 60]
 
 
-def test_steps_without_computed_drafts_say_nothing_of_their_price() -> None:
-    clock = Clock()
-    drafter = Slow(clock, 0.0)
-    drafter.finds = True
-    drafting = Drafting({"slow": drafter}, ("slow",), clock=clock)
-    assert drafted(drafting, 1) == [1]
-    drafting.took(5.0, STEP_S)
-    assert drafting.once_s == 0.0
-
-
 def test_noise_in_both_directions_makes_no_price() -> None:
     clock = Clock()
     drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
     prices = []
     for number in range(200):
-        _, draft_s = drafting.drafts([a_row()], FLAT)
-        drafting.took((STEP_S + draft_s - drafting.once_s) * (1.4 if number % 2 else 0.6), STEP_S + draft_s)
-        prices.append(drafting.once_s)
+        a_step(drafting, (STEP_S + 0.002) * (1.4 if number % 2 else 0.6))
+        prices.append(surcharge(drafting))
     assert sum(prices[100:]) / 100 < 0.03

@@ -64,12 +64,12 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 class Costs:
     """Predicted seconds: of steps of so many tokens each, and of one more position of computed drafts for so many rows.
 
-    `once_s`: what a step costs besides if anybody computes a draft in it.
+    `surcharge_s`: what steps of so many tokens cost besides if anybody computes a draft in them.
     """
 
     steps_s: Callable[[Array], Array | float]
     draft_s: Mapping[str, Callable[[Array], Array | float]] = field(default_factory=dict)
-    once_s: float = 0.0
+    surcharge_s: Callable[[Array], Array] = np.zeros_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,9 @@ class Controller:
         if not any(candidate.length for candidate in candidates):
             return Decision((0,) * len(candidates), rows / float(np.max(costs.steps_s(np.array([rows])))))
         tokens = _sorted_tokens(candidates, reaches)
-        draft_s = _summed(_draft_s(candidates, tokens, costs))
-        steps_s = costs.steps_s(np.arange(rows, rows + len(draft_s)))
+        added_s, is_computed = _draft_s(candidates, tokens, costs)
+        draft_s, sizes = _summed(added_s), np.arange(rows, rows + len(added_s) + 1)
+        steps_s = costs.steps_s(sizes) + np.where(_summed(is_computed) > 0, costs.surcharge_s(sizes), 0.0)
         goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)
         least = sum(candidate.must_probe and candidate.length > 0 for candidate in candidates)
         best = float(goodput[least:].max())
@@ -232,8 +233,8 @@ def _sorted_tokens(candidates: Sequence[Candidate], reaches: Array) -> _Tokens:
     return _Tokens(reach[order], candidate[order], depth[order])
 
 
-def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> Array:
-    """What each token adds to the time of those who compute drafts."""
+def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> tuple[Array, Array]:
+    """What each token adds to the time of those who compute drafts, and whether it is computed."""
     added = np.zeros(len(tokens.reach))
     computed = np.zeros(len(tokens.reach), dtype=bool)
     for name, price in costs.draft_s.items():
@@ -244,9 +245,7 @@ def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> 
         prices = np.zeros(len(candidates) + 1)
         prices[1:] = price(np.arange(1, len(prices)))
         added[own] = np.diff(prices)[_places_among_equals(tokens.depth[own])]
-    if computed.any():
-        added[np.argmax(computed)] += costs.once_s
-    return added
+    return added, computed
 
 
 def _places_among_equals(values: Array) -> Array:
