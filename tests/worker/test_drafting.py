@@ -168,7 +168,7 @@ def test_what_cannot_pay_is_not_weighed_against_copies() -> None:
     drafting = Drafting({"slow": Computing(Clock(), 0.0)}, ("slow",), controller=controller, clock=Clock())
     drafting.surcharge.seconds += 0.37 * STEP_S  # more than the 0.36 tokens that are expected are worth
     assert drafted(drafting, 1) == [0] and controller.plans == 1
-    drafting.surcharge.seconds -= 0.09 * STEP_S
+    drafting.surcharge.seconds -= 0.17 * STEP_S
     assert drafted(drafting, 1) == [2] and controller.plans == 3
 
 

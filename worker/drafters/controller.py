@@ -25,7 +25,7 @@ _MEMORY = 0.97  # of a row; of all rows …
 _LONG_MEMORY = 0.99  # … more is kept: where drafts hardly pay an estimate has to be good
 _SHARED_FROM = 4  # positions from here on share one estimate
 _SUREST = 0.98
-_WORTHWHILE = 1.05  # drafts have to promise so many times the goodput without: of many estimates the best is too good
+_WORTHWHILE = 1.1  # drafts have to promise so many times the goodput without: of many estimates the best is too good
 _AS_GOOD = 0.98  # the shortest drafts are made of those that promise nearly the most
 FADES = 0.999  # what is known of a drafter that computes, after each step in which it was not used
 

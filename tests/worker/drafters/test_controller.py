@@ -91,14 +91,14 @@ def test_never_expects_less_than_plain(proposals: list[tuple[int, int]], increme
 
 
 def test_a_drafter_that_computes_pays_for_each_position_once_for_all_its_rows() -> None:
-    """A drafting step costs half a step: one row does not gain enough by it, eight do."""
+    """A drafting step costs four tenths of a step: one row does not gain enough by it, eight do."""
     controller = Controller(priors={("model", 0): [0.6]})
     costs = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.9})
     rows = [Candidate(str(i), "model", 4, 0) for i in range(8)]
     assert lengths(controller, rows[:1], costs) == [0]
-    shared = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.5})
+    shared = Costs(lambda tokens: 1.0, {"model": lambda rows: 0.4})
     assert lengths(controller, rows, shared) == [1] * 8
-    assert decided(controller, rows, shared).draft_s == 0.5
+    assert decided(controller, rows, shared).draft_s == 0.4
 
 
 def test_drafts_that_promise_next_to_nothing_are_left_out() -> None:
@@ -107,9 +107,9 @@ def test_drafts_that_promise_next_to_nothing_are_left_out() -> None:
     rows = [Candidate(str(i), "model", 1, 0) for i in range(8)]
     promised = {
         price: lengths(controller, rows, Costs(lambda tokens: 1.0, {"model": lambda rows, price=price: price}))
-        for price in (0.48, 0.55)
+        for price in (0.40, 0.48)
     }
-    assert promised == {0.48: [1] * 8, 0.55: [0] * 8}  # 1.081 and 1.032 of the goodput without
+    assert promised == {0.40: [1] * 8, 0.48: [0] * 8}  # 1.143 and 1.081 of the goodput without
 
 
 def test_of_drafts_that_promise_nearly_the_same_the_shortest_are_made() -> None:
