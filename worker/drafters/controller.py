@@ -25,8 +25,10 @@ _MEMORY = 0.97  # of a row; of all rows …
 _LONG_MEMORY = 0.99  # … more is kept: where drafts hardly pay an estimate has to be good
 _SHARED_FROM = 4  # positions from here on share one estimate
 _SUREST = 0.98
-_WORTHWHILE = 1.1  # drafts have to promise so many times the goodput without: of many estimates the best is too good
-_AS_GOOD = 0.98  # the shortest drafts are made of those that promise nearly the most
+_SURE = (
+    1.3  # drafts have to promise so many times what they cost, each as a share: of many estimates the best is too good
+)
+_MOST_OF_IT = 0.95  # the shortest drafts are made that promise so much of the most that can be gained
 FADES = 0.999  # what is known of a drafter that computes, after each step in which it was not used
 
 
@@ -164,13 +166,11 @@ class Controller:
         added_s, is_computed = _draft_s(candidates, tokens, costs)
         draft_s, sizes = _summed(added_s), np.arange(rows, rows + len(added_s) + 1)
         steps_s = costs.steps_s(sizes) + np.where(_summed(is_computed) > 0, costs.surcharge_s(sizes), 0.0)
-        goodput = (rows + _summed(tokens.reach)) / (steps_s + draft_s)
+        made, taken_s = rows + _summed(tokens.reach), steps_s + draft_s
         least = sum(candidate.must_probe and candidate.length > 0 for candidate in candidates)
-        best = float(goodput[least:].max())
-        is_worthwhile = best >= _WORTHWHILE * goodput[least]
-        count = least + int(np.argmax(goodput[least:] >= _AS_GOOD * best)) if is_worthwhile else least
+        count = least + _best_count(made[least:], taken_s[least:])
         lengths = np.bincount(tokens.candidate[:count], minlength=len(candidates)).tolist()
-        return Decision(tuple(lengths), float(goodput[count]), float(draft_s[count]))
+        return Decision(tuple(lengths), float(made[count] / taken_s[count]), float(draft_s[count]))
 
     def observe(self, row: str, drafter: str, match: int, drafted: int, accepted: int) -> None:
         """Take in a verdict: `accepted` of `drafted` tokens stood; those after the first that fell say nothing."""
@@ -231,6 +231,15 @@ def _sorted_tokens(candidates: Sequence[Candidate], reaches: Array) -> _Tokens:
     reach = reaches[candidate, depth]
     order = np.argsort(np.where(forced[candidate] & (depth == 0), -2.0, -reach), kind="stable")
     return _Tokens(reach[order], candidate[order], depth[order])
+
+
+def _best_count(made: Array, taken_s: Array) -> int:
+    """How many draft tokens to take, where with so many of them so many tokens are expected in so many seconds."""
+    goodput = made / taken_s
+    gain = goodput - goodput[0]
+    count = int(np.argmax(gain >= _MOST_OF_IT * gain.max()))
+    is_sure = made[count] / made[0] - 1 >= _SURE * (taken_s[count] / taken_s[0] - 1)
+    return count if is_sure else 0
 
 
 def _draft_s(candidates: Sequence[Candidate], tokens: _Tokens, costs: Costs) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ import math
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,9 +108,16 @@ def test_drafts_that_promise_next_to_nothing_are_left_out() -> None:
     rows = [Candidate(str(i), "model", 1, 0) for i in range(8)]
     promised = {
         price: lengths(controller, rows, Costs(lambda tokens: 1.0, {"model": lambda rows, price=price: price}))
-        for price in (0.40, 0.48)
+        for price in (0.45, 0.48)
     }
-    assert promised == {0.40: [1] * 8, 0.48: [0] * 8}  # 1.143 and 1.081 of the goodput without
+    assert promised == {0.45: [1] * 8, 0.48: [0] * 8}  # 0.6 tokens a row, which are 1.33 and 1.25 times the price
+
+
+@pytest.mark.parametrize("rows", [8, 100])
+def test_a_single_row_that_can_draft_for_nothing_does(rows: int) -> None:
+    controller = taught("ngram", 5, 8, 8)
+    decision = controller.decide([copy("a", 3, 5)], controller.reaches([copy("a", 3, 5)]), rows, FREE)
+    assert decision.lengths == (3,)
 
 
 def test_of_drafts_that_promise_nearly_the_same_the_shortest_are_made() -> None:
