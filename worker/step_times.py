@@ -113,7 +113,7 @@ class StepTimes:
         else:
             self.took(taken)
         rate = _DRAFTED_RATE if has_drafts else _OWN_RATE
-        for i, share in [(_neighbours(tokens)[-1][0], 1.0)] if has_drafts else _neighbours(tokens):
+        for i, share in [(neighbours(tokens)[-1][0], 1.0)] if has_drafts else neighbours(tokens):
             factor = self.factors[i] * (1 + rate * share * (ratio - 1))
             self.factors[i] = min(max(factor, 1 / _MOST_BESIDE), _MOST_BESIDE)
         self._curve = None
@@ -193,7 +193,7 @@ def save(times: StepTimes, path: Path) -> None:
     path.write_bytes(msgspec.json.encode(times.seconds))
 
 
-def _neighbours(tokens: int) -> list[tuple[int, float]]:
+def neighbours(tokens: int) -> list[tuple[int, float]]:
     """Grid places around `tokens` with their shares, which sum to 1."""
     i = bisect_left(GRID, tokens)
     if i == len(GRID):

@@ -25,9 +25,7 @@ _MEMORY = 0.97  # of a row; of all rows …
 _LONG_MEMORY = 0.99  # … more is kept: where drafts hardly pay an estimate has to be good
 _SHARED_FROM = 4  # positions from here on share one estimate
 _SUREST = 0.98
-_SURE = (
-    1.3  # drafts have to promise so many times what they cost, each as a share: of many estimates the best is too good
-)
+_SURE = 1.3  # drafts have to promise so many times what they cost, as shares: the best of many estimates is too good
 _MOST_OF_IT = 0.95  # the shortest drafts are made that promise so much of the most that can be gained
 FADES = 0.999  # what is known of a drafter that computes, after each step in which it was not used
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from worker.step_times import GRID, Array
+from worker.step_times import GRID, Array, neighbours
 
 _OWN_RATE = 0.1  # weight of one step's measurement for its own size …
 _SHARED_RATE = 0.02  # … and for all
@@ -31,21 +31,11 @@ class Surcharge:
         """Such a step took so long, and its parts are priced at `parts_s`."""
         most_s = _MOST_OFF * parts_s
         off_s = np.clip(taken_s - parts_s - np.interp(tokens, GRID, self.seconds), -most_s, most_s)
-        self.seconds += (_SHARED_RATE + _OWN_RATE * _shares(tokens)) * off_s
+        self.seconds += _SHARED_RATE * off_s
+        for i, share in neighbours(tokens):
+            self.seconds[i] += _OWN_RATE * share * off_s
         np.maximum(self.seconds, -_MOST_CREDIT * parts_s, out=self.seconds)
 
     def fade(self, rate: float) -> None:
         """Nobody computed: what made it look dear is forgotten slowly, or it would never be tried again."""
         self.seconds *= rate
-
-
-def _shares(tokens: int) -> Array:
-    """How near each size of the grid is: 1 at its own, shared by the two around it."""
-    i = int(np.searchsorted(GRID, tokens))
-    shares = np.zeros(len(GRID))
-    if i == len(GRID) or GRID[i] == tokens:
-        shares[min(i, len(GRID) - 1)] = 1.0
-    else:
-        shares[i] = (tokens - GRID[i - 1]) / (GRID[i] - GRID[i - 1])
-        shares[i - 1] = 1.0 - shares[i]
-    return shares
