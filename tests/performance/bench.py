@@ -110,6 +110,9 @@ def parse() -> argparse.Namespace:
         help="other prompts that are asked first and not measured: a GPU makes its kernels when they are first used",
     )
     parser.add_argument("--model", type=Path, default=paths.models_dir() / DEMO_MODEL, metavar="DIR")
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="workers that mlxspec is to have (default 1)"
+    )
     parser.add_argument("--drafter", metavar="NAME", help="the one that mlxspec is to use (default: its own choice)")
     parser.add_argument(
         "--no-speculation", action="store_true", help="compare with mlxspec without speculation, not with mlx_lm.server"
@@ -160,14 +163,21 @@ def cores() -> int:
 
 
 @contextmanager
-def our_server(model: Path) -> Iterator[Serve]:
-    serve = Serve(model)
+def our_server(model: Path, replicas: int = 1) -> Iterator[Serve]:
+    config = "" if replicas == 1 else f'[models."{model.name}"]\npath = "{model}"\nreplicas = {replicas}\n'
+    serve = Serve(model, config)
     try:
         serve.wait_ready()
+        wait_until(lambda: ready_workers(serve) == replicas, f"start of {replicas} workers")
         yield serve
         serve.end(signal.SIGTERM)
     finally:
         serve.close()
+
+
+def ready_workers(serve: Serve) -> int:
+    workers = serve.request("GET", f"/models/{serve.model}")[1]["workers"]
+    return sum(worker["state"] == "ready" for worker in workers)
 
 
 def our_facts(model: Path) -> dict[str, Any]:
@@ -254,11 +264,11 @@ def both(options: argparse.Namespace, weights: str, warm_up: Sequence[dict[str, 
 
     def ours(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
         loads = [[{**body, "speculative": speculative} for body in part] for part in (bodies, warm_up)]
-        return measure_ours(OURS, model, *loads, clients)
+        return measure_ours(OURS, model, *loads, clients, options.replicas)
 
     def plain(bodies: Sequence[dict[str, Any]], clients: int) -> tuple[Measured, float, dict[str, Any]]:
         loads = [[{**body, "speculative": False} for body in part] for part in (bodies, warm_up)]
-        return measure_ours(PLAIN, model, *loads, clients)
+        return measure_ours(PLAIN, model, *loads, clients, options.replicas)
 
     if options.no_speculation:
         return Pair(PLAIN, ours, plain)
@@ -284,9 +294,14 @@ def measure_both(pair: Pair, bodies: Sequence[dict[str, Any]], clients: int, *, 
 
 
 def measure_ours(
-    name: str, model: Path, bodies: Sequence[dict[str, Any]], warm_up: Sequence[dict[str, Any]], clients: int
+    name: str,
+    model: Path,
+    bodies: Sequence[dict[str, Any]],
+    warm_up: Sequence[dict[str, Any]],
+    clients: int,
+    replicas: int,
 ) -> tuple[Measured, float, dict[str, Any]]:
-    with our_server(model) as serve:
+    with our_server(model, replicas) as serve:
         server = Server(name, serve.url, serve.model)
         measured, others = asyncio.run(warm_measure(server, serve.process.pid, bodies, warm_up, clients))
         return measured, others, serve.request("GET", "/stats")[1]["models"][serve.model]

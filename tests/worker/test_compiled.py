@@ -1,20 +1,25 @@
 """Steps whose attention serves each token by itself: padded, compiled, and the same tokens as ever."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
+from mlx_lm.models.rope_utils import Llama3RoPE
 
 from common.sampling import Sampling
 from tests.worker import tiny
 from worker import calibration, slots
 from worker.cache import attention, token_attention
 from worker.cache.layout import FEW_SHAPES, Segment, padded_places, padded_tokens
+from worker.cache.token_attention import Rotary
 from worker.scheduler import Limits
 from worker.target import Target
+
+LONG = 1100  # tokens of a prompt that attend in groups
 
 
 def by_definition(
@@ -34,11 +39,41 @@ def by_definition(
     )
 
 
+def taken_in_by_definition(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    pools: Sequence[mx.array],
+    slots: mx.array,
+    positions: mx.array,
+    rotary: Rotary | None,
+) -> tuple[mx.array, list[mx.array]]:
+    """The same of the kernel that writes."""
+    if rotary is not None:
+        queries, keys = (
+            mx.fast.rope(
+                x,
+                rotary.dims,
+                traditional=rotary.is_traditional,
+                base=None,
+                scale=1.0,
+                offset=positions,
+                freqs=1.0 / rotary.rates,
+            )
+            for x in (queries, keys)
+        )
+    written = [mx.array(pool) for pool in pools]
+    for pool, new in zip(written, (keys, values), strict=True):
+        pool[slots[:, None], mx.arange(new.shape[1])[None], positions[:, None]] = new[:, :, 0]
+    return queries, written
+
+
 @pytest.fixture
 def by_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CPU_STYLE", replace(attention.CPU_STYLE, by_token=True))
     monkeypatch.setattr(token_attention, "is_usable", lambda form: True)
     monkeypatch.setattr(token_attention, "attention", by_definition)
+    monkeypatch.setattr(token_attention, "taken_in", taken_in_by_definition)
 
 
 @pytest.fixture
@@ -78,6 +113,47 @@ def test_logits_are_those_of_grouped_attention(monkeypatch: pytest.MonkeyPatch, 
     plain = Target(tiny.make_model("llama"))
     assert not plain.state.is_by_token
     assert mx.allclose(compiled, logits(plain), atol=1e-4)
+
+
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [nn.RoPE(4), nn.RoPE(8, traditional=True, base=500.0, scale=0.5), Llama3RoPE(8, scaling_config=SCALING), None],
+)
+def test_rotary_embeddings_are_made_where_keys_are_written(
+    rope: Any, monkeypatch: pytest.MonkeyPatch, by_token: None
+) -> None:
+    """`rope` None: the second layer has none. The same layers go on with attention in groups: a long prompt."""
+
+    def logits(target: Target) -> Any:
+        target.forward([Segment(0, 0, 5, True), Segment(2, 0, 3, True)], list(range(8)), [4, 7])
+        target.state.commit(0, 5)
+        target.state.commit(2, 3)
+        target.forward([Segment(1, 0, LONG, True)], [token % 90 for token in range(LONG)], [0])
+        target.state.commit(1, LONG)
+        return target.forward([Segment(0, 5, 3), Segment(1, LONG, 2)], [9, 8, 7, 6, 5], range(5))
+
+    def changed() -> Any:
+        model = tiny.make_model("llama")
+        for i, layer in enumerate(model.layers):
+            if rope is not None or i == 1:
+                layer.self_attn.rope = rope or (lambda x, offset=0: x)
+        return model
+
+    mx.disable_compile()
+    try:
+        fused = Target(changed())
+        assert fused.state.is_fused
+        got = logits(fused)
+        assert not fused.state.begin([Segment(2, 3, LONG, True)]).is_fused
+        monkeypatch.undo()
+        plain = Target(changed())
+        assert not plain.state.is_fused
+        assert mx.allclose(got, logits(plain), atol=1e-4)
+    finally:
+        mx.enable_compile()
 
 
 def test_padding_adds_less_than_half() -> None:

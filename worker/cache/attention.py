@@ -78,6 +78,9 @@ def ragged_attention(
     windows = [window for window in (mask.window if mask else None, cache.window) if window]
     window = min(windows) if windows else None
     step = cache.step
+    if step.is_fused:
+        queries = cache.take_in(queries, keys, values)
+        keys, values = cache.pools
     if step.is_by_token:
         return token_attention.attention(queries, keys, values, step.slots, step.positions, scale, window)
     outputs = [

@@ -6,7 +6,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, CacheList, make_prompt_cache
 
 from worker import product_sizes
-from worker.cache import token_attention
+from worker.cache import rotary, token_attention
 from worker.cache.layout import FEW_SHAPES
 from worker.cache.mixers import intercept
 from worker.cache.ragged import RaggedKVCache, RaggedState, UnsupportedCache, ragged_cache
@@ -38,7 +38,7 @@ def ragged_caches(model: nn.Module, state: RaggedState) -> list[RaggedCache]:
     for cache in originals:
         members = tuple(_ragged(member, state) for member in members_of(cache))
         ragged.append(members if isinstance(cache, CacheList) else members[0])
-    wiring = trace(model, originals)
+    wiring = trace(model, originals, rotary.KINDS)
     for cache, made in zip(originals, ragged, strict=True):
         mixers = _mixers(cache, wiring)
         for module in mixers:
@@ -49,6 +49,9 @@ def ragged_caches(model: nn.Module, state: RaggedState) -> list[RaggedCache]:
     state.is_by_token = (
         state.style.by_token and is_plain and all(token_attention.is_usable(form) for form in wiring.forms)
     )
+    state.is_fused = state.is_by_token and wiring.is_straight
+    if state.is_fused:
+        rotary.postpone(model, state)
     if is_plain:
         state.sizes = FEW_SHAPES if state.is_by_token else product_sizes.worthwhile()
     return ragged

@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from common.errors import ConfigError
+from worker.cache import token_attention
 from worker.cache.layout import (
     CAPACITY_STEP,
     UNPADDED,
@@ -25,6 +26,7 @@ from worker.cache.layout import (
     power_of_two,
     round_up,
 )
+from worker.cache.token_attention import Rotary
 
 T = TypeVar("T")
 
@@ -40,7 +42,8 @@ class Step:
     """The arrays of one step, built once and shared by all layers.
 
     `is_by_token`: attention serves each token by itself. The arrays are padded to one of `sizes` with repetitions of
-    the last token, which write what it writes.
+    the last token, which write what it writes. `is_fused`: keys and values are written where attention reads them, and
+    rotary embeddings are made there, too.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Step:
         pool_slots: int = 0,
         *,
         by_token: bool = False,
+        fused: bool = False,
         sizes: StepSizes = UNPADDED,
     ) -> None:
         self.style = style
         self.segments = tuple(sorted(segments, key=lambda segment: segment.slot))
         self.is_by_token = by_token and all(s.width * s.end <= MOST_SCORES_BY_TOKEN for s in self.segments)
+        self.is_fused = fused and self.is_by_token
         self._pool_slots = pool_slots
         slots = [s.slot for s in self.segments for _ in range(s.width)]
         positions = [s.start + i for s in self.segments for i in range(s.width)]
@@ -65,6 +70,7 @@ class Step:
         self.positions = mx.array(positions + positions[-1:] * self.padding, dtype=mx.int32)  # [tokens + padding]
         self.freed: set[int] = set()  # slots that were freed since
         self._memo: dict[tuple[Any, ...], Any] = {}
+        self._postponed: dict[int, tuple[mx.array, Rotary]] = {}  # by `id`; the array keeps it from being used again
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -74,12 +80,12 @@ class Step:
     @contextmanager
     def traced(self, slots: mx.array, positions: mx.array) -> Iterator[None]:
         """Within it the step's arrays are these, while a function of them is compiled."""
-        own = self.slots, self.positions, self._memo
-        self.slots, self.positions, self._memo = slots, positions, {}
+        own = self.slots, self.positions, self._memo, self._postponed
+        self.slots, self.positions, self._memo, self._postponed = slots, positions, {}, {}
         try:
             yield
         finally:
-            self.slots, self.positions, self._memo = own
+            self.slots, self.positions, self._memo, self._postponed = own
 
     def gather_index(self, group: Group) -> mx.array:
         """[slots × width] packed tokens of a padded group."""
@@ -100,6 +106,14 @@ class Step:
     def mask(self, group: Group, window: int | None, repeats: int) -> mx.array:
         """What each query may see: bool [slots, 1, repeats × width, extent]."""
         return self.remember(("mask", group.first_token, window, repeats), lambda: _make_mask(group, window, repeats))
+
+    def postpone(self, x: mx.array, rotary: Rotary) -> None:
+        """These queries or keys are still to be rotated."""
+        self._postponed[id(x)] = x, rotary
+
+    def postponed(self, x: mx.array) -> Rotary | None:
+        """How these queries or keys are still to be rotated; asked for once."""
+        return self._postponed.pop(id(x), (x, None))[1]
 
     def remember(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """What `make` gave the first time it was asked for under `key` in this step."""
@@ -129,6 +143,7 @@ class RaggedState:
         self.longest_tokens = 0  # what the longest row may come to need: room to grow into
         self.step: Step | None = None
         self.is_by_token = False  # whether all layers' attention can serve each token by itself
+        self.is_fused = False  # whether such attention may also write keys and values and make rotary embeddings
         self.sizes = UNPADDED  # of steps
         self.fits: Callable[[int, int], bool] = lambda slots, capacity_tokens: True  # whether there may be so many
         self.is_little: Callable[[int, int], bool] = lambda slots, capacity_tokens: False  # of what there may be
@@ -147,7 +162,7 @@ class RaggedState:
         return self.step
 
     def _step(self, segments: Sequence[Segment]) -> Step:
-        return Step(segments, self.style, self.slots, by_token=self.is_by_token, sizes=self.sizes)
+        return Step(segments, self.style, self.slots, by_token=self.is_by_token, fused=self.is_fused, sizes=self.sizes)
 
     @contextmanager
     def aside(self, segments: Sequence[Segment]) -> Iterator[Step]:
@@ -240,9 +255,25 @@ class RaggedKVCache:
         return Visibility(window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Write [tokens, kv_heads, 1, head_dim] of this step; returns the whole slots, as `attended` takes them."""
+        """Write [tokens, kv_heads, 1, head_dim] of this step; returns the whole slots, as `attended` takes them.
+
+        In a fused step they come back as they are: `take_in` writes them.
+        """
+        if self.step.is_fused:
+            self._grow([(array.shape[1], array.shape[3], array.dtype) for array in (keys, values)])
+            return keys, values
         self.write(keys, values, self.step.slots, self.step.positions)
         return self.pools[0], self.pools[1]
+
+    def take_in(self, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        """Write what `update_and_fetch` gave back in a fused step; returns the queries [tokens, heads, 1, head_dim],
+        rotated where that was postponed."""
+        rotary = self.step.postponed(keys)
+        assert self.step.postponed(queries) is rotary
+        queries, self.pools = token_attention.taken_in(
+            queries, keys, values, self.pools, self.step.slots, self.step.positions, rotary
+        )
+        return queries
 
     def write(self, keys: mx.array, values: mx.array, slots: mx.array, positions: mx.array) -> None:
         """Write [tokens, kv_heads, 1, head_dim] to the given slots and positions, [tokens] each."""

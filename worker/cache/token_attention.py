@@ -1,11 +1,15 @@
-"""Attention of a packed step in one CUDA kernel: each token reads its own row of the pools, whatever the others do.
+"""Attention of a packed step in two CUDA kernels: each token reads its own row of the pools, whatever the others do.
 
 MLX's own kernels want rows of one width and a mask, or fall back to a handful of operations, and prepare a kernel for
 every new shape. Here slots, lengths and widths are data, so a step's shape is its number of tokens alone.
 The sum is computed online (Milakov & Gimelshein, arXiv 1805.02867): a group of threads takes a key at a time, and all
 groups' parts are joined at the end.
+
+Before that another kernel makes rotary embeddings and writes keys and values, in the place of four of MLX's.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +21,45 @@ THREADS = 256
 HEAD_DIMS = (64, 128, 256)
 MOST_SHARED_HEADS = 4  # query heads that one block computes for their common key head
 _LOG2_E = 1.4426950408889634
+
+# One warp for each head of each token: queries first, then keys, then values.
+_TAKE_IN = """
+  constexpr int ALL = HEADS + 2 * KV_HEADS;
+  int warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  int lane = threadIdx.x % 32;
+  int token = warp / ALL, head = warp % ALL;
+  if (token >= queries_shape[0]) return;
+  int position = positions[token];
+  const T* from;
+  long long stride;
+  T* to;
+  if (head < HEADS) {
+    from = queries + token * queries_strides[0] + head * queries_strides[1];
+    stride = queries_strides[3];
+    to = rotated + (static_cast<long long>(token) * HEADS + head) * D;
+  } else {
+    bool is_key = head < HEADS + KV_HEADS;
+    int own = (head - HEADS) % KV_HEADS;
+    from = is_key ? keys + token * keys_strides[0] + own * keys_strides[1]
+                  : values + token * values_strides[0] + own * values_strides[1];
+    stride = is_key ? keys_strides[3] : values_strides[3];
+    long long row = (static_cast<long long>(slots[token]) * KV_HEADS + own) * pool_k_shape[2] + position;
+    to = const_cast<T*>(is_key ? pool_k : pool_v) + row * D;
+  }
+  int first = 0;
+  if (head < HEADS + KV_HEADS) {
+    for (int i = lane; i < DIMS / 2; i += 32) {
+      int a = IS_TRADITIONAL ? 2 * i : i, b = IS_TRADITIONAL ? 2 * i + 1 : i + DIMS / 2;
+      float x = static_cast<float>(from[a * stride]), y = static_cast<float>(from[b * stride]);
+      float sine, cosine;
+      sincosf(static_cast<float>(position) * rates[i], &sine, &cosine);
+      to[a] = static_cast<T>(x * cosine - y * sine);
+      to[b] = static_cast<T>(x * sine + y * cosine);
+    }
+    first = DIMS;
+  }
+  for (int i = first + lane; i < D; i += 32) to[i] = from[i * stride];
+"""
 
 _SOURCE = """
   constexpr int LANES = D / 8;             // threads that share a key, 8 elements each
@@ -118,6 +161,18 @@ struct alignas(8 * sizeof(T)) Pack {
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """A rotary embedding of the first `dims` elements: pairs of neighbours (traditional), or of the two halves.
+
+    `rates` float32 [dims / 2]: radians per position, of each pair.
+    """
+
+    dims: int
+    is_traditional: bool
+    rates: mx.array
+
+
 def is_usable(form: AttentionForm) -> bool:
     """Whether the kernel can compute such attention."""
     is_even = form.head_dim == form.value_dim and form.heads % form.kv_heads == 0
@@ -160,6 +215,60 @@ def attention(
         output_dtypes=[queries.dtype],
     )[0]
     return output
+
+
+def taken_in(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    pools: Sequence[mx.array],
+    slots: mx.array,
+    positions: mx.array,
+    rotary: Rotary | None,
+) -> tuple[mx.array, list[mx.array]]:
+    """Write keys and values to their places in the pools; returns the queries, and the pools as they are then.
+
+    queries [tokens, heads, 1, head_dim], keys and values [tokens, kv_heads, 1, head_dim], of any strides; queries and
+    keys are rotated if `rotary` says how. pools, slots and positions as in `attention`.
+
+    The pools are written in place, of which MLX knows nothing: who reads them must come after what is returned, as
+    attention to these queries does, and copies of them must have been evaluated before.
+    """
+    tokens, heads, _, head_dim = queries.shape
+    kv_heads = keys.shape[1]
+    threads = tokens * (heads + 2 * kv_heads) * 32
+    (rotated,) = _take_in()(
+        inputs=[queries, keys, values, *pools, slots, positions, rotary.rates if rotary else _unused()],
+        template=[
+            ("T", queries.dtype),
+            ("D", head_dim),
+            ("DIMS", rotary.dims if rotary else 0),
+            ("IS_TRADITIONAL", bool(rotary and rotary.is_traditional)),
+            ("HEADS", heads),
+            ("KV_HEADS", kv_heads),
+        ],
+        grid=(-(-threads // THREADS) * THREADS, 1, 1),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[queries.shape],
+        output_dtypes=[queries.dtype],
+    )
+    return rotated, list(pools)
+
+
+@cache
+def _take_in() -> Any:
+    return mx.fast.cuda_kernel(
+        name="take_in",
+        input_names=["queries", "keys", "values", "pool_k", "pool_v", "slots", "positions", "rates"],
+        output_names=["rotated"],
+        source=_TAKE_IN,
+        ensure_row_contiguous=False,
+    )
+
+
+@cache
+def _unused() -> mx.array:
+    return mx.zeros(1)
 
 
 @cache

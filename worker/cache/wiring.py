@@ -31,26 +31,35 @@ class Wiring:
 
     `receivers`: the innermost modules that were called with a cache. `plain`: key-value caches whose keys, values and
     mask went to the attention function just as they came from the cache. `forms`: how that function was called.
+    `is_straight`: each cache was written and read once, and what rotary embeddings made went as it was to the cache, as
+    keys, and to the attention function, as queries, of the same layer.
     """
 
     receivers: dict[int, list[nn.Module]] = field(default_factory=dict)
     plain: set[int] = field(default_factory=set)
     forms: set[AttentionForm] = field(default_factory=set)
+    is_straight: bool = False
 
 
-def trace(model: nn.Module, caches: Sequence[Any]) -> Wiring:
-    """Build a forward of two tokens with the model's own, empty caches and see where each goes."""
+def trace(model: nn.Module, caches: Sequence[Any], rotaries: Sequence[type[nn.Module]] = ()) -> Wiring:
+    """Build a forward of two tokens with the model's own, empty caches and see where each goes.
+
+    `rotaries`: the classes of rotary embeddings whose results are followed.
+    """
     members = [member for cache in caches for member in members_of(cache)]
     calls = _Calls({id(cache) for cache in (*caches, *members)})
     attention = _AttentionCalls(members)
+    rotated: list[Any] = []
     with ExitStack() as watched:
         for kind in {type(module) for module in model.modules() if callable(module)}:
             watched.enter_context(_replaced(kind, "__call__", calls.watching(kind.__call__)))
+            if kind in rotaries:
+                watched.enter_context(_replaced(kind, "__call__", _noting(kind.__call__, rotated)))
         for file in model_files(model):
             if hasattr(file, ATTENTION):
                 watched.enter_context(_replaced(file, ATTENTION, attention.watching(getattr(file, ATTENTION))))
         model(mx.zeros((1, 2), dtype=mx.int32), cache=list(caches))
-    return Wiring(calls.innermost, attention.plain(), attention.forms)
+    return Wiring(calls.innermost, attention.plain(), attention.forms, attention.is_straight(rotated))
 
 
 def members_of(cache: Any) -> tuple[Any, ...]:
@@ -76,6 +85,16 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, original)
         else:
             delattr(owner, name)
+
+
+def _noting(original: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:
+    """The same function, whose results are kept."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        results.append(original(*args, **kwargs))
+        return results[-1]
+
+    return call
 
 
 class _Calls:
@@ -113,8 +132,10 @@ class _AttentionCalls:
 
     def __init__(self, caches: Sequence[Any]) -> None:
         self._fetched: dict[int, list[tuple[Any, Any]]] = {}
+        self._given: dict[int, Any] = {}  # the keys that went into a cache, by what came out
         self._masks: list[Any] = []
         self._called: list[tuple[Any, Any, Any]] = []
+        self._queries: list[Any] = []  # of each of these calls
         self.forms: set[AttentionForm] = set()
         for cache in caches:
             if hasattr(cache, "update_and_fetch"):
@@ -125,6 +146,7 @@ class _AttentionCalls:
     def watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, **options: Any) -> Any:
             self._called.append((keys, values, mask))
+            self._queries.append(queries)
             self.forms.add(_form(queries, keys, values, options))
             return original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
 
@@ -132,6 +154,16 @@ class _AttentionCalls:
 
     def plain(self) -> set[int]:
         return {cache for cache, pairs in self._fetched.items() if all(self._went_straight(*pair) for pair in pairs)}
+
+    def is_straight(self, rotated: Sequence[Any]) -> bool:
+        """See `Wiring.is_straight`; `rotated` is what rotary embeddings made."""
+        fetched = [id(keys) for pairs in self._fetched.values() for keys, _ in pairs]
+        if sorted(fetched) != sorted(id(keys) for keys, _, _ in self._called):
+            return False
+        is_rotated = {id(made) for made in rotated}
+        given = [(id(q), id(self._given[id(k)])) for q, (k, _, _) in zip(self._queries, self._called, strict=True)]
+        is_paired = all((q in is_rotated) == (k in is_rotated) for q, k in given)
+        return is_paired and is_rotated <= {one for pair in given for one in pair}
 
     def _went_straight(self, keys: Any, values: Any) -> bool:
         masks = [mask for k, v, mask in self._called if k is keys and v is values]
@@ -143,6 +175,7 @@ class _AttentionCalls:
     def _fetching(self, cache: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(keys: Any, values: Any) -> Any:
             fetched = original(keys, values)
+            self._given[id(fetched[0])] = keys
             self._fetched.setdefault(id(cache), []).append(fetched)
             return fetched
 

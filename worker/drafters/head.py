@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from worker import cpu_ops, matrices
+from worker.cache import rotary
 from worker.cache.attention import install
 from worker.cache.layout import Segment
 from worker.cache.ragged import RaggedKVCache, Step, Visibility
@@ -90,6 +91,8 @@ class HeadDrafter(ChainDrafter):
         install(head)
         cpu_ops.install(head)
         matrices.install(head)
+        if target.state.is_fused:
+            rotary.postpone(head, target.state)
         target.follow(self, config.taps, self.caches)
 
     # --- what the target did ------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 """Which modules are found to use which cache."""
 
+from collections.abc import Callable
+from typing import Any
+
+import mlx.nn as nn
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -39,6 +43,50 @@ def test_attention_is_plain_if_keys_values_and_mask_go_straight_to_it() -> None:
     for model, is_plain in ((plain, True), (latent, False)):
         caches = make_prompt_cache(model)
         assert trace(model, caches).plain == ({id(cache) for cache in caches} if is_plain else set())
+
+
+class Loud(nn.RoPE):
+    """Does more than rotate."""
+
+    def __call__(self, x: Any, offset: Any = 0) -> Any:
+        return 2.0 * super().__call__(x, offset=offset)
+
+
+class Rotating(nn.RMSNorm):
+    """Rotates its input before it does anything else."""
+
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(nn.RoPE(8)(x))
+
+
+def louder(model: Any) -> None:
+    model.layers[1].self_attn.rope.__class__ = Loud
+
+
+def rotating(model: Any) -> None:
+    model.layers[1].self_attn.q_norm.__class__ = Rotating
+
+
+def without_positions(model: Any) -> None:
+    model.layers[1].self_attn.rope = lambda x, offset=0: x
+
+
+@pytest.mark.parametrize(
+    ("change", "is_straight"),
+    [(lambda model: None, True), (without_positions, True), (louder, False), (rotating, False)],
+)
+def test_rotary_embeddings_are_straight_if_attention_gets_what_they_made(
+    change: Callable[[Any], None], is_straight: bool
+) -> None:
+    model = tiny.make_model("qwen3")
+    change(model)
+    assert trace(model, make_prompt_cache(model), [nn.RoPE]).is_straight == is_straight
+
+
+def test_layers_that_share_a_cache_are_not_straight() -> None:
+    model = tiny.make_model("qwen3")
+    cache = make_prompt_cache(model)[0]
+    assert not trace(model, [cache, cache], [nn.RoPE]).is_straight
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:

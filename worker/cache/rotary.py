@@ -1,0 +1,48 @@
+"""Rotary embeddings that are left to the kernel that writes keys and values (see `token_attention.py`).
+
+By itself a layer's embedding is two kernels, one for queries and one for keys, on a device where it is the number of
+kernels that counts. The modules stay where they are in the model: in a step by token they hand on what they are given.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.rope_utils import Llama3RoPE
+
+from worker.cache.ragged import RaggedState
+from worker.cache.token_attention import Rotary
+
+KINDS = (nn.RoPE, Llama3RoPE)
+
+
+def rotary_of(rope: Any) -> Rotary:
+    """What a module of one of `KINDS` does."""
+    if isinstance(rope, Llama3RoPE):
+        rates = 1.0 / rope._freqs.astype(mx.float32)
+    else:
+        exponents = mx.arange(0, rope.dims, 2, dtype=mx.float32) / rope.dims
+        rates = rope.scale * mx.power(mx.array(rope.base, mx.float32), -exponents)
+    mx.eval(rates)
+    return Rotary(rope.dims, bool(rope.traditional), rates)
+
+
+def postpone(model: nn.Module, state: RaggedState) -> None:
+    """Let this model's rotary embeddings leave the tokens of steps by token as they are, and say so to the step."""
+    for module in model.modules():
+        if type(module) in KINDS:
+            _postpone(module, state)
+
+
+def _postpone(module: nn.Module, state: RaggedState) -> None:
+    kind, rotary = type(module), rotary_of(module)
+
+    def call(self: Any, x: mx.array, offset: Any = 0) -> mx.array:
+        step = state.step
+        if step is not None and step.is_fused and offset is step.positions:
+            step.postpone(x, rotary)
+            return x
+        made: mx.array = kind.__call__(self, x, offset)
+        return made
+
+    module.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
