@@ -24,7 +24,7 @@ LARGEST_COMPILED = 256  # tokens of the largest step that is compiled at load
 BUDGET_S = 5.0  # a machine too busy for it is timed less often, and again at the next start
 _ROWS = 8
 _CONTEXT = 32
-_EDITION = 6  # of how steps and drafts are made and timed: what an older one took says nothing
+_EDITION = 7  # of how steps and drafts are made and timed: what an older one took says nothing
 
 log = logging.getLogger(__name__)
 

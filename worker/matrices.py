@@ -26,7 +26,8 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _GATED = ("gate_proj", "up_proj")
 _JOINED = {"cpu": (_ATTENTION,), "cuda": (_ATTENTION, _GATED)}  # by device; on Metal nobody has tried it yet
 _ARRAYS = ("weight", "scales", "biases", "bias")  # whose first axis are a layer's outputs
-_UNFOLDED = "_unfolded"  # where a quantized layer has its matrix unfolded; no parameter, by its name
+_STORED = "_by_inputs"  # where a layer has its matrix as [inputs, outputs] …
+_UNFOLDED = "_unfolded"  # … and a quantized one has it unfolded; no parameters, by their names
 _FORM = ("group_size", "bits", "mode")
 
 # On CUDA a quantized matrix is unfolded for at least so many tokens, if it is so long or there is so much to do.
@@ -48,9 +49,11 @@ def install(model: nn.Module) -> None:
             if _read_the_same(module, names):
                 whole = _join([module[name] for name in names])
                 quantized += [whole] if isinstance(whole, nn.QuantizedLinear) else []
+                _multiply_by_inputs(whole)
     for module in model.modules():
         if type(module) in (nn.Linear, nn.Embedding):
             module.weight = ordered(module.weight)
+            _multiply_by_inputs(module)
         elif type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
             quantized.append(module)
     if device == "cuda":
@@ -82,6 +85,22 @@ def ordered(matrix: mx.array) -> mx.array:
     stored = mx.contiguous(matrix.T)
     mx.eval(stored)
     return stored.T
+
+
+def _multiply_by_inputs(layer: nn.Module) -> None:
+    """Let a layer whose matrix is `ordered` multiply by it as it is stored: without turning it round in every step."""
+    if type(layer) is nn.Linear and backend.name() == "cpu":
+        layer[_STORED] = layer.weight.T
+        mx.eval(layer[_STORED])
+        layer.__class__ = ByInputs
+
+
+class ByInputs(nn.Linear):
+    """A linear layer with its matrix as [inputs, outputs] besides, the same memory."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        product: mx.array = mx.addmm(self.bias, x, self[_STORED]) if "bias" in self else x @ self[_STORED]
+        return product
 
 
 def unfolded_bytes(weight: mx.array, scales: mx.array, bits: int) -> int:

@@ -22,6 +22,9 @@ def test_swiglu_is_silu_times_x_over_the_whole_range() -> None:
     gate = mx.linspace(-120, 120, 5001)
     x = mx.ones_like(gate) * 1.5
     assert close(cpu_ops.swiglu(gate, x), nn.silu(gate) * x)
+    large = mx.array([1e30, -1e30, float("inf")])
+    assert cpu_ops.swiglu(large, mx.ones(3)).tolist()[0] == pytest.approx(1e30)
+    assert not mx.any(mx.isnan(cpu_ops.swiglu(large[:2], mx.ones(2))))
 
 
 def test_attention_is_that_of_mlx() -> None:
@@ -77,6 +80,19 @@ def test_rope_from_tables_is_rope(make: Any) -> None:
         assert close(model.rope(2 * x, offset=positions), plain(2 * x, offset=positions), 1e-5)
     prompt = mx.random.normal((1, 2, 7, 16))
     assert mx.array_equal(model.rope(prompt, offset=3), plain(prompt, offset=3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 48), (7, 1, 48), (2, 3, 5, 48)])
+def test_norms_have_the_bits_of_mlxs_own(shape: tuple[int, ...]) -> None:
+    mx.random.seed(3)
+    model: Any = nn.Module()
+    model.norm = nn.RMSNorm(48, eps=1e-4)
+    model.norm.weight = mx.random.normal((48,))
+    x = mx.random.normal(shape) * 5
+    expected, half = model.norm(x), model.norm(x.astype(mx.bfloat16))
+    cpu_ops.install(model)
+    assert mx.array_equal(model.norm(x), expected)
+    assert mx.array_equal(model.norm(x.astype(mx.bfloat16)), half)
 
 
 def test_a_models_own_files_use_them() -> None:

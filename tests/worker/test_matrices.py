@@ -72,14 +72,15 @@ def test_a_model_file_gets_the_same_products(device: str, kind: Any, bits: int, 
 
 def test_layers_that_read_the_same_are_one_product(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original: Any = nn.Linear.__call__
+    kind: Any = {"cpu": matrices.ByInputs, "cuda": nn.Linear}[device]
+    original: Any = kind.__call__
 
     def counted(self: Any, x: mx.array) -> mx.array:
         calls.append(1)
         product: mx.array = original(self, x)
         return product
 
-    monkeypatch.setattr(nn.Linear, "__call__", counted)
+    monkeypatch.setattr(kind, "__call__", counted)
     module: Any = Attention(ARGS)
     matrices.install(module)
     module(mx.ones((3, 1, 64)))
@@ -102,7 +103,24 @@ def test_layers_that_read_different_things_or_are_unlike_stay_apart(device: str)
     mixed.k_proj = nn.QuantizedLinear.from_linear(mixed.k_proj, group_size=32, bits=4)
     for module in (unlike, mixed):
         matrices.install(module)
-        assert type(module.q_proj) is nn.Linear
+        assert type(module.q_proj) is {"cpu": matrices.ByInputs, "cuda": nn.Linear}[device]
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_on_a_cpu_a_layer_multiplies_by_its_matrix_as_it_is_stored(has_bias: bool) -> None:
+    if backend.name() != "cpu":
+        pytest.skip("needs a CPU backend")
+    module: Any = nn.Module()
+    module.layer = randomized(nn.Linear(64, 48, bias=has_bias))
+    x = mx.random.normal((3, 1, 64))
+    expected = module.layer(x)
+    mx.eval(expected, module.parameters())
+    before = mx.get_active_memory()
+    matrices.install(module)
+    assert type(module.layer) is matrices.ByInputs
+    assert mx.allclose(module.layer(x), expected, rtol=1e-5, atol=1e-4)
+    assert mx.get_active_memory() - before < module.layer.weight.nbytes  # nothing is kept twice
+    assert set(module.layer.parameters()) == ({"weight", "bias"} if has_bias else {"weight"})
 
 
 def test_on_a_cpu_matrices_are_stored_by_inputs() -> None:
