@@ -69,39 +69,18 @@ def _fused(function: Callable[..., Any], *arrays: mx.array) -> Any:
 # --- exp ----------------------------------------------------------------------------------------------
 
 
-def _exp2(exponent: Callable[..., mx.array], *arrays: mx.array) -> tuple[mx.array, mx.array]:
-    """2^y as two factors, where -126 ≤ y ≤ 126 is what `exponent` makes of these arrays; relative error 2e-7.
+def _exp2(y: mx.array, same: mx.array) -> tuple[mx.array, mx.array]:
+    """2^y as two factors, for -126 ≤ y ≤ 126; relative error 2e-7.
 
-    Each is one pass, as both begin from the arrays: what two results share would be passes of its own.
+    Each is one pass if `same` has the values of `y` but no operation in common with it: an operation that two results
+    share would be a pass of its own.
     """
-    fraction, bits = (_fused(function(exponent), *arrays) for function in (_fraction, _power_bits))
-    return fraction, mx.view(bits, mx.float32)
-
-
-@cache
-def _fraction(exponent: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """2 to what rounding leaves of y: a polynomial in Estrin's form, eight operations deep."""
-
-    def fraction(*arrays: mx.array) -> mx.array:
-        y = exponent(*arrays)
-        f = y - ((y + _ROUNDING) - _ROUNDING)
-        square = f * f
-        low = (1.0 + _TERMS[0] * f) + (_TERMS[1] + _TERMS[2] * f) * square
-        high = (_TERMS[3] + _TERMS[4] * f) + _TERMS[5] * square
-        return low + high * (square * square)
-
-    return fraction
-
-
-@cache
-def _power_bits(exponent: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """The bits of 2 to the whole number next to y."""
-
-    def bits(*arrays: mx.array) -> mx.array:
-        whole = (exponent(*arrays) + _ROUNDING) - _ROUNDING
-        return (whole.astype(mx.int32) + 127) << 23
-
-    return bits
+    f = y - ((y + _ROUNDING) - _ROUNDING)
+    square = f * f
+    low = (1.0 + _TERMS[0] * f) + (_TERMS[1] + _TERMS[2] * f) * square
+    high = (_TERMS[3] + _TERMS[4] * f) + _TERMS[5] * square
+    whole = (same + _ROUNDING) - _ROUNDING
+    return low + high * (square * square), mx.view((whole.astype(mx.int32) + 127) << 23, mx.float32)
 
 
 # --- gates --------------------------------------------------------------------------------------------
@@ -109,16 +88,15 @@ def _power_bits(exponent: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) × x, for float32 arrays of one shape."""
-    gated: mx.array = _fused(_gated, gate, x, *_exp2(_gate_exponent, gate))
+    gated: mx.array = _fused(_gated, gate, x)
     return gated
 
 
-def _gate_exponent(gate: mx.array) -> mx.array:
-    return mx.minimum(mx.maximum(gate * -_LOG2_E, -_LARGEST_EXPONENT), _LARGEST_EXPONENT)
-
-
-def _gated(gate: mx.array, x: mx.array, fraction: mx.array, power: mx.array) -> mx.array:
-    return gate * x / (1 + fraction * power)
+def _gated(gate: mx.array, x: mx.array) -> mx.array:
+    y = mx.minimum(mx.maximum(gate * -_LOG2_E, -_LARGEST_EXPONENT), _LARGEST_EXPONENT)
+    same = mx.maximum(mx.minimum(-(gate * _LOG2_E), _LARGEST_EXPONENT), -_LARGEST_EXPONENT)
+    fraction, power = _exp2(y, same)
+    return gate * x / (1 + mx.contiguous(fraction) * power)  # with all of it one pass would be too deep
 
 
 def _gating(original: Callable[[mx.array, mx.array], mx.array]) -> Callable[[mx.array, mx.array], mx.array]:
@@ -139,32 +117,22 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float,
     [slots, 1 or heads, queries, extent]; returns [slots, heads, queries, value dim]. A query that sees nothing gets
     zeros.
     """
-    scores = _fused(_scaled(scale), queries @ keys.swapaxes(-1, -2), mask)
-    weights = _fused(_weights, *_exp2(_score_exponent, scores, scores.max(axis=-1, keepdims=True)), mask)
-    attended: mx.array = _fused(_averaged, weights @ values, weights.sum(axis=-1, keepdims=True))
+    attended: mx.array = _fused(_attending(scale), queries, keys, values, mask)
     return attended
 
 
 @cache
-def _scaled(scale: float) -> Callable[[mx.array, mx.array], mx.array]:
-    """Scores as exponents of 2."""
+def _attending(scale: float) -> Callable[..., mx.array]:
+    def attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+        scores = mx.where(mask, (queries @ keys.swapaxes(-1, -2)) * (scale * _LOG2_E), _HIDDEN)
+        highest = scores.max(axis=-1, keepdims=True)
+        y = mx.maximum(scores - highest, -_LARGEST_EXPONENT)
+        same = mx.maximum(-(highest - scores), -_LARGEST_EXPONENT)
+        fraction, power = _exp2(y, same)
+        weights = mx.where(mask, fraction * power, 0.0)
+        return (weights @ values) / mx.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
 
-    def scaled(products: mx.array, mask: mx.array) -> mx.array:
-        return mx.where(mask, products * (scale * _LOG2_E), _HIDDEN)
-
-    return scaled
-
-
-def _score_exponent(scores: mx.array, highest: mx.array) -> mx.array:
-    return mx.maximum(scores - highest, -_LARGEST_EXPONENT)
-
-
-def _weights(fraction: mx.array, power: mx.array, mask: mx.array) -> mx.array:
-    return mx.where(mask, fraction * power, 0.0)
-
-
-def _averaged(summed: mx.array, weight: mx.array) -> mx.array:
-    return summed / mx.maximum(weight, 1e-30)
+    return attend
 
 
 # --- norms --------------------------------------------------------------------------------------------
