@@ -24,7 +24,7 @@ _TERMS = [0.6931471805599453**k / factorial(k) for k in range(1, 7)]  # of 2^f
 _ROUNDING = 12582912.0  # 1.5 × 2²³: adding it and taking it away rounds to a whole number
 _LARGEST_EXPONENT = 126.0
 _HIDDEN = -1e30  # score of what a query may not see
-SHAPES_KEPT = 4096  # combinations of shapes, of all functions together
+SHAPES_KEPT = 1024  # combinations of shapes, of all functions together; each takes some 50 KB
 
 
 def is_usable() -> bool:
