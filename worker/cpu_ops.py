@@ -15,15 +15,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.rope_utils import Llama3RoPE
 
 from worker import backend
+from worker.cache.rotary import KINDS, rates_of
 
 _LOG2_E = 1.4426950408889634
 _TERMS = [0.6931471805599453**k / factorial(k) for k in range(1, 7)]  # of 2^f
 _ROUNDING = 12582912.0  # 1.5 × 2²³: adding it and taking it away rounds to a whole number
 _LARGEST_EXPONENT = 126.0
 _HIDDEN = -1e30  # score of what a query may not see
+_RATES = "_rates"  # where a rope module has its rates; no parameter, by its name
 SHAPES_KEPT = 1024  # combinations of shapes, of all functions together; each takes some 50 KB
 
 
@@ -42,7 +43,8 @@ def install(model: nn.Module) -> None:
         if original is not None and not hasattr(original, "original"):
             module.swiglu = _gating(original)  # type: ignore[attr-defined]
     for part in model.modules():
-        if type(part) in (nn.RoPE, Llama3RoPE):
+        if type(part) in KINDS:
+            part[_RATES] = rates_of(part)
             part.__class__ = _TABLED.setdefault(type(part), _with_tables(type(part)))
         elif type(part) is nn.RMSNorm:
             part.__class__ = _FusedNorm
@@ -181,7 +183,7 @@ class RopeTables:
             self._positions, self._tables = positions, {}
         key = _signature(rope)
         if key not in self._tables:
-            self._tables[key] = _table(rope, positions)
+            self._tables[key] = _table(rope[_RATES], positions)
         return self._tables[key]
 
 
@@ -189,13 +191,8 @@ def _signature(rope: Any) -> tuple[Any, ...]:
     return (rope.dims, rope.base, rope.scale) if hasattr(rope, "base") else (rope.dims, id(rope._freqs))
 
 
-def _table(rope: Any, positions: mx.array) -> tuple[mx.array, mx.array]:
-    half = rope.dims // 2
-    if hasattr(rope, "base"):
-        inverse = mx.exp(-mx.arange(half) * (mx.log(mx.array(float(rope.base))) / half)) * rope.scale
-    else:
-        inverse = 1.0 / rope._freqs
-    angles = positions.astype(mx.float32)[:, None, None, None] * inverse
+def _table(rates: mx.array, positions: mx.array) -> tuple[mx.array, mx.array]:
+    angles = positions.astype(mx.float32)[:, None, None, None] * rates
     cos, sin = mx.cos(angles), mx.sin(angles)
     return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
 

@@ -13,8 +13,6 @@ import time
 from typing import Any
 
 from tests.performance import loop_profile
-from tests.performance import prompts as texts
-from tests.performance.ties import chat_tokens
 
 
 def main() -> int:
@@ -22,10 +20,7 @@ def main() -> int:
     parser.add_argument("--drafters", default="auto,suffix,none", help="by name, separated by commas")
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
-    ready = loop_profile.loaded(options)
-    chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
-    prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
-    print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
+    ready, prompts = loop_profile.prepared(options)
     drafters = options.drafters.split(",")
     speeds: dict[str, list[float]] = {name: [] for name in drafters}
     number = 0

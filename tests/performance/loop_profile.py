@@ -30,10 +30,7 @@ SHOWN = 45
 
 def main() -> int:
     options = parse()
-    ready = loaded(options)
-    chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
-    prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
-    print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
+    ready, prompts = prepared(options)
     for number in range(options.warm_up + 1):
         began = time.perf_counter()
         steps = run(ready, prompts, options, number)
@@ -67,6 +64,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, default=1, help="how often all prompts are answered before")
     parser.add_argument("--no-prefixes", action="store_true", help="without the prefix cache")
     return parser
+
+
+def prepared(options: argparse.Namespace) -> tuple[Ready, list[tuple[int, ...]]]:
+    """The model and the prompts that are asked for, as token ids; told in a line."""
+    ready = loaded(options)
+    chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
+    prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
+    print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
+    return ready, prompts
 
 
 def loaded(options: argparse.Namespace) -> Ready:

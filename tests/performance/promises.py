@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 
 from tests.performance import loop_profile
-from tests.performance import prompts as texts
-from tests.performance.ties import chat_tokens
 from worker.drafters.controller import Controller, Decision
 from worker.drafting import Drafting
 from worker.report import StepReport
@@ -80,10 +78,7 @@ def main() -> int:
     parser.add_argument("--modes", default="auto,none")
     parser.add_argument("--passes", type=int, default=2)
     options = parser.parse_args()
-    ready = loop_profile.loaded(options)
-    chosen = texts.spread(texts.read(options.prompts, options.max_chars), options.n)
-    prompts = [tuple(chat_tokens(ready, prompt)) for prompt in chosen]
-    print(ready.facts.backend, ready.facts.weights_dtype, f"{len(prompts)} prompts", f"{options.rows} rows", flush=True)
+    ready, prompts = loop_profile.prepared(options)
     watch = Watch()
     watch.install()
     number = 0

@@ -16,15 +16,15 @@ from worker.cache.token_attention import Rotary
 KINDS = (nn.RoPE, Llama3RoPE)
 
 
-def rotary_of(rope: Any) -> Rotary:
-    """What a module of one of `KINDS` does."""
+def rates_of(rope: Any) -> mx.array:
+    """Radians per position of each pair that a module of one of `KINDS` rotates, float32 [dims / 2]."""
     if isinstance(rope, Llama3RoPE):
-        rates = 1.0 / rope._freqs.astype(mx.float32)
+        rates: mx.array = 1.0 / rope._freqs.astype(mx.float32)
     else:
         exponents = mx.arange(0, rope.dims, 2, dtype=mx.float32) / rope.dims
         rates = rope.scale * mx.power(mx.array(rope.base, mx.float32), -exponents)
     mx.eval(rates)
-    return Rotary(rope.dims, bool(rope.traditional), rates)
+    return rates
 
 
 def postpone(model: nn.Module, state: RaggedState) -> None:
@@ -35,7 +35,7 @@ def postpone(model: nn.Module, state: RaggedState) -> None:
 
 
 def _postpone(module: nn.Module, state: RaggedState) -> None:
-    kind, rotary = type(module), rotary_of(module)
+    kind, rotary = type(module), Rotary(module.dims, bool(module.traditional), rates_of(module))
 
     def call(self: Any, x: mx.array, offset: Any = 0) -> mx.array:
         step = state.step
