@@ -17,12 +17,15 @@ KINDS = (nn.RoPE, Llama3RoPE)
 
 
 def rates_of(rope: Any) -> mx.array:
-    """Radians per position of each pair that a module of one of `KINDS` rotates, float32 [dims / 2]."""
+    """Radians per position of each pair that a module of one of `KINDS` rotates, float32 [dims / 2].
+
+    To the bit those that MLX's CPU backend uses: a row may go through either.
+    """
+    half = rope.dims // 2
     if isinstance(rope, Llama3RoPE):
         rates: mx.array = 1.0 / rope._freqs.astype(mx.float32)
     else:
-        exponents = mx.arange(0, rope.dims, 2, dtype=mx.float32) / rope.dims
-        rates = rope.scale * mx.power(mx.array(rope.base, mx.float32), -exponents)
+        rates = mx.exp(-mx.arange(half) * (mx.log(mx.array(float(rope.base))) / half)) * rope.scale
     mx.eval(rates)
     return rates
 
