@@ -11,14 +11,14 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tests.performance import loop_profile
-from worker.drafters.controller import Controller, Decision
-from worker.drafting import Drafting
+from worker.drafters.controller import Controller, Costs, Decision
+from worker.drafting import Drafting, Plan
 from worker.report import StepReport
 
 SIZES = (1, 8, 16, 32, 64, 96, 128, 192)
@@ -35,42 +35,32 @@ class Promise:
 
 @dataclass(slots=True)
 class Watch:
-    """Notes the decision that each step goes by, and forces another one where that is asked for."""
+    """Notes what each step is to bring, by the decision that it goes by, or forces drafts of one length on it."""
 
     forced: int = 0
-    promise: Promise | None = None
-    decisions: dict[int, Decision] = field(default_factory=dict)
+    promise: Promise | None = None  # of the latest step; none of one whose drafts are forced
 
     def install(self) -> None:
-        decide, drafts = Controller.decide, Drafting.drafts
+        decide, best_plan = Controller.decide, Drafting._best_plan
 
-        def deciding(own: Controller, candidates: Any, reaches: Any, rows: int, costs: Any) -> Decision:
+        def deciding(own: Controller, candidates: Any, reaches: Any, rows: int, costs: Costs) -> Decision:
             decision = decide(own, candidates, reaches, rows, costs)
-            if self.forced:
-                lengths = tuple(min(self.forced, candidate.length) for candidate in candidates)
-                decision = replace(decision, lengths=lengths)
-            return decision
+            lengths = tuple(min(self.forced, candidate.length) for candidate in candidates)
+            return replace(decision, lengths=lengths) if self.forced else decision
 
-        def drafting(own: Drafting, rows: Any, times: Any, beside: int = 0) -> Any:
-            self.promise = None
-            plan = own._best_plan
+        def planning(own: Drafting, rows: Any, offers: Any, costs: Costs) -> Plan:
+            plan = best_plan(own, rows, offers, costs)
+            self.promise = None if self.forced else promised(plan.decision, len(rows), costs)
+            return plan
 
-            def planning(*args: Any) -> Any:
-                best = plan(*args)
-                decision = best.decision
-                size = len(rows) + sum(decision.lengths)
-                seconds = float(np.max(times.predict_all(np.array([size])))) + decision.draft_s
-                self.promise = Promise(decision.goodput * seconds, seconds, decision.draft_s)
-                return best
+        Controller.decide, Drafting._best_plan = deciding, planning  # type: ignore[method-assign]
 
-            kind = type(own)
-            original, kind._best_plan = kind._best_plan, lambda _, *args: planning(*args)
-            try:
-                return drafts(own, rows, times, beside)
-            finally:
-                kind._best_plan = original
 
-        Controller.decide, Drafting.drafts = deciding, drafting  # type: ignore[method-assign]
+def promised(decision: Decision, rows: int, costs: Costs) -> Promise:
+    size = np.array([rows + sum(decision.lengths)])
+    surcharge_s = float(np.max(costs.surcharge_s(size))) if decision.draft_s else 0.0
+    seconds = float(np.max(costs.steps_s(size))) + surcharge_s + decision.draft_s
+    return Promise(decision.goodput * seconds, seconds, decision.draft_s)
 
 
 def main() -> int:
@@ -108,6 +98,7 @@ def noted(watch: Watch, ready: Any, prompts: Any, options: Any, number: int) -> 
             return getattr(engine, name)
 
         def step(self) -> StepReport:
+            watch.promise = None
             report: StepReport = step()
             notes.append((report, watch.promise))
             return report

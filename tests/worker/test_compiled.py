@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -113,6 +114,18 @@ def test_logits_are_those_of_grouped_attention(monkeypatch: pytest.MonkeyPatch, 
     plain = Target(tiny.make_model("llama"))
     assert not plain.state.is_by_token
     assert mx.allclose(compiled, logits(plain), atol=1e-4)
+
+
+def test_pools_that_are_written_in_place_wait_for_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever reads for later alone, as a head does, drops the queries."""
+    monkeypatch.setattr(token_attention, "_take_in", lambda: lambda inputs, **_: [mx.erf(inputs[0])])
+    x, pools = mx.ones((2, 1, 1, 64)), [mx.zeros((1, 1, 8, 64)), mx.ones((1, 1, 8, 64))]
+    places = mx.array([0, 1], dtype=mx.int32)
+    _, written = token_attention.taken_in(x, x, x, pools, places, places, None)
+    for pool in written:
+        mx.export_to_dot(str(tmp_path / "graph.dot"), pool)
+        assert "Erf" in (tmp_path / "graph.dot").read_text()
+    assert all(mx.array_equal(pool, given) for given, pool in zip(pools, written, strict=True))
 
 
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}

@@ -231,8 +231,8 @@ def taken_in(
     queries [tokens, heads, 1, head_dim], keys and values [tokens, kv_heads, 1, head_dim], of any strides; queries and
     keys are rotated if `rotary` says how. pools, slots and positions as in `attention`.
 
-    The pools are written in place, of which MLX knows nothing: who reads them must come after what is returned, as
-    attention to these queries does, and copies of them must have been evaluated before.
+    The pools are written in place, of which MLX knows nothing. So those that are returned wait for the kernel, whether
+    or not anybody wants the queries; copies of those that were given must have been evaluated before.
     """
     tokens, heads, _, head_dim = queries.shape
     kv_heads = keys.shape[1]
@@ -252,7 +252,7 @@ def taken_in(
         output_shapes=[queries.shape],
         output_dtypes=[queries.dtype],
     )
-    return rotated, list(pools)
+    return rotated, list(mx.depends(list(pools), [rotated]))
 
 
 @cache
