@@ -66,6 +66,7 @@ class Engine:
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     on_step_time: Callable[[float, float], None] | None = None  # seconds taken, and usual on a calm machine
     on_answer: Callable[[Sequence[int], Sequence[int]], None] | None = None  # prompt and answer, as token ids
+    on_wait: Callable[[], None] = lambda: None  # a step is about to wait for the device
     prefill_drift: float = 1.0  # measured over predicted time of steps with prompt chunks
     _ended: list[Gain] = field(default_factory=list)
     _leaving: list[tuple[Row, str]] = field(default_factory=list)  # rows that ended in this step, and how
@@ -131,7 +132,7 @@ class Engine:
         feeds = self._propose()
         self._make_room(feeds)
         proposed = self.clock()
-        outcome = verify(self.target, feeds)
+        outcome = verify(self.target, feeds, self.on_wait)
         verified = self.clock()
         gains = [self._accept(feed, tokens) for feed, tokens in zip(feeds, outcome, strict=True)]
         accepted = self.clock()

@@ -3,7 +3,7 @@
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -66,34 +66,51 @@ class Pulse:
 
 @dataclass(slots=True)
 class Loop:
-    """Runs an engine from a queue of orders. `publish` is called on this thread with each step's report."""
+    """Runs an engine from a queue of orders. `publish` is called on this thread with each step's report.
+
+    On a GPU (`publishes_late`) a step's report waits until the next step waits for the device, or no row is left: who
+    makes text of it would take the interpreter from a step in the making. On a CPU he would take a core from products.
+    """
 
     engine: Engine
     orders: "queue.SimpleQueue[Order]"
     publish: Callable[[StepReport], None]
     pulse: Pulse
+    publishes_late: bool = False
     is_stopping: bool = False
     idle_since_s: float | None = None
+    _unpublished: list[StepReport] = field(default_factory=list)
 
     def run(self) -> None:
         """Until a `Stop` comes. What goes wrong in a step ends the process: a half-dead worker helps nobody."""
         self.engine.target.on_compile = self._on_compile
+        self.engine.on_wait = self._publish_all
         while not self.is_stopping:
             self._take_orders()
             if self.engine.has_work:
                 self._step()
+            if not (self.publishes_late and self.engine.rows):
+                self._publish_all()
             self._beat()
+        self._publish_all()
 
     def _step(self) -> None:
         self.pulse.phase = "step"
         began_s = time.monotonic()
-        self.publish(self.engine.step())
+        report = self.engine.step()  # which publishes those before
+        self._unpublished.append(report)
         if self.pulse.phase == "step":
             self.pulse.slowest_step_s = max(self.pulse.slowest_step_s, time.monotonic() - began_s)
         self.idle_since_s = None
 
+    def _publish_all(self) -> None:
+        reports, self._unpublished = self._unpublished, []
+        for report in reports:
+            self.publish(report)
+
     def _on_compile(self) -> None:
         """A step of a new shape: it takes longer than others, and that is no hang."""
+        self._publish_all()
         self.pulse.phase = "compile"
         self.pulse.announce()
 
@@ -114,7 +131,7 @@ class Loop:
                 self._submit(request)
             case CancelRequest(request_id=request_id):
                 if gains := self.engine.cancel(request_id):
-                    self.publish(StepReport(self.engine.totals.steps, tuple(gains)))
+                    self._unpublished.append(StepReport(self.engine.totals.steps, tuple(gains)))
             case NewLimits():
                 self._take_limits(order)
             case Stop():
@@ -132,7 +149,7 @@ class Loop:
         try:
             self.engine.submit(request)
         except MlxspecError as error:
-            self.publish(StepReport(self.engine.totals.steps, (Gain(request.request_id, error=error),)))
+            self._unpublished.append(StepReport(self.engine.totals.steps, (Gain(request.request_id, error=error),)))
 
     def _rest(self) -> None:
         now = time.monotonic()

@@ -35,7 +35,7 @@ def run(child: Child, config: Config) -> None:
         ready.engine.on_answer = KeptText(kept_text.folder_of(child.name)).keep
     texts = TokenTexts(ready.tokenizer)
     io.ready(Served(ready.engine, ready.tokenizer, ready.facts, ready.end_tokens, texts))
-    Loop(ready.engine, io.orders, io.publish, pulse).run()
+    Loop(ready.engine, io.orders, io.publish, pulse, publishes_late=backend.name() != "cpu").run()
     log.info("Stopping. %s", fields(model=child.name, steps=ready.engine.totals.steps))
     ready.engine.target.clear()
     mx.synchronize()

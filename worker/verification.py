@@ -1,6 +1,6 @@
 """One forward of the target over all rows of a step: their tokens and drafts go in, the target's choices come out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -46,8 +46,11 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
     logprobs: Sequence[Logprob | None]
 
 
-def verify(target: Target, feeds: Sequence[Feed]) -> list[Verified]:
-    """Run the step of `feeds` (sorted by slot) and wait for it, once."""
+def verify(target: Target, feeds: Sequence[Feed], on_wait: Callable[[], None] = lambda: None) -> list[Verified]:
+    """Run the step of `feeds` (sorted by slot) and wait for it, once.
+
+    `on_wait` is called before that: from then on Python belongs to other threads for a while.
+    """
     packed = _packed(feeds)
     chosen: list[int] = []
     draws: list[Draw] = []
@@ -61,6 +64,7 @@ def verify(target: Target, feeds: Sequence[Feed]) -> list[Verified]:
     logits = target.forward(segments, packed, chosen or [0])
     own = choose(logits, draws) if draws else logits
     measured = measure(logits, own, [draw.logprobs for draw in draws])
+    on_wait()
     mx.eval(own, packed, measured.arrays, target.cached_arrays())
     tokens = cast(list[int], own.tolist()) if draws else []
     return _split(feeds, cast(list[int], packed.tolist()), tokens, measured.read())
