@@ -64,7 +64,7 @@ def main() -> int:
     try:
         prompts = choose(options)
         chosen = texts.spread(prompts, options.n)
-        others = texts.spread([prompt for prompt in prompts if prompt not in chosen], options.warm_up)
+        others = others_than(chosen, prompts, options.warm_up)
         bodies, warm_up = ([request(prompt, i, options) for i, prompt in enumerate(part)] for part in (chosen, others))
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -152,6 +152,14 @@ def choose(options: argparse.Namespace) -> list[str]:
             f"{options.prompts} has no such prompt of at most {options.max_chars} characters: raise --max-chars"
         )
     return chosen
+
+
+def others_than(chosen: list[str], prompts: list[str], count: int) -> list[str]:
+    """So many prompts that were not chosen; of our own where there are too few others."""
+    rest = [prompt for prompt in prompts if prompt not in chosen]
+    if len(rest) < count:
+        rest += [prompt for prompt in (*texts.PROMPTS, *texts.edits()) if prompt not in (*chosen, *rest)]
+    return texts.spread(rest, count)
 
 
 def cores() -> int:
