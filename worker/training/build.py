@@ -1,6 +1,7 @@
 """A build from its beginning to its report; one that was killed goes on where it was."""
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def build(job: Job, say: Say) -> Report:
     answered = _training_prompts(job, loaded.tokenizer, say)
     sizes = job.plan.rows, job.plan.length
     writer = Writer(loaded.model, talk, *sizes, job.plan.seed, answered, job.plan.long_share)
-    writing_s = _write(writer, corpus, job.plan, work, say)
+    writing_s, making_s = _write(writer, corpus, job.plan, work, say)
     if corpus.rows < 2:
         raise BadBuild("only one conversation was written, and one is held out to judge by: give more --rows")
     rows, held_out = corpus.split()
@@ -85,7 +86,7 @@ def build(job: Job, say: Say) -> Report:
     def judge(trained: Trained) -> float:
         reader = Reader(loaded.model, trained)
         try:
-            return count(trained, reader, judged, DRAFT_TOKENS).accept_length
+            return count(trained, reader, judged, DRAFT_TOKENS)[0].accept_length
         finally:
             reader.close()
 
@@ -94,7 +95,7 @@ def build(job: Job, say: Say) -> Report:
     folder.save(trained, job.out)
     began = time.monotonic()
     measured = measure(loaded.model, trained, prompts, held_out, talk.ends, _MEASURED_TOKENS)
-    spent = _spent(writing_s, trainer.progress, time.monotonic() - began)
+    spent = _spent(writing_s, making_s, trainer.progress, time.monotonic() - began)
     made = _report(job, corpus, writer.prompts_begun(corpus.rounds), spent, trainer.progress, measured)
     made = msgspec.structs.replace(made, others=report.others(trained.config.target, job.out))
     report.save(made, job.out)
@@ -199,26 +200,36 @@ def _training_prompts(job: Job, tokenizer: Any, say: Say) -> list[Sequence[int]]
     return fitting
 
 
-def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> float:
-    """Rounds of writing until their time is over, an earlier build's included; at least one. Returns its seconds."""
-    clock = work / "writing_s"
-    spent_s = float(clock.read_text()) if clock.is_file() else 0.0
+def _write(writer: Writer, corpus: Corpus, plan: Plan, work: Path, say: Say) -> tuple[float, float]:
+    """Rounds of writing until their time is over, an earlier build's included; at least one.
+
+    Returns its seconds, and those of making kernels: rounds are equal work, so what the first ones take longer than
+    usual is not of writing.
+    """
+    clock = work / "rounds_s.json"
+    taken: list[float] = msgspec.json.decode(clock.read_bytes(), type=list[float]) if clock.is_file() else []
     budget_s = plan.minutes * 60 * plan.writing_share
     while not corpus.rounds or (
-        spent_s + spent_s / corpus.rounds / 2 < budget_s and not 0 < plan.tokens <= corpus.written_tokens
+        _usual_s(taken, corpus.rounds + 0.5) < budget_s and not 0 < plan.tokens <= corpus.written_tokens
     ):
         began = time.monotonic()
         told = corpus.answers(LEAST_TEXT) if plan.long_share else ()
         new = corpus.add(writer.write(corpus.rounds, told))
-        round_s = time.monotonic() - began
-        spent_s += round_s
-        folder.write(clock, str(spent_s).encode())
+        taken.append(time.monotonic() - began)
+        folder.write(clock, msgspec.json.encode(taken))
+        left_s = max(budget_s - _usual_s(taken, corpus.rounds), 0)
         say(
-            f"writing: {corpus.written_tokens} tokens in {corpus.rows} rows, {new} new in {round_s:.1f} s "
-            f"({plan.rows * plan.length / round_s:.0f} tokens/s), {max(budget_s - spent_s, 0):.0f} s left"
+            f"writing: {corpus.written_tokens} tokens in {corpus.rows} rows, {new} new in {taken[-1]:.1f} s "
+            f"({plan.rows * plan.length / taken[-1]:.0f} tokens/s), {left_s:.0f} s left"
         )
     mx.clear_cache()
-    return spent_s
+    writing_s = min(_usual_s(taken, len(taken)), sum(taken))
+    return writing_s, sum(taken) - writing_s
+
+
+def _usual_s(taken: Sequence[float], rounds: float) -> float:
+    """Seconds of so many rounds of writing, at the pace of half of those that were made."""
+    return statistics.median_low(taken) * rounds if taken else 0.0
 
 
 def _line(told: Told) -> str:
@@ -227,10 +238,10 @@ def _line(told: Told) -> str:
     return f"training: {told.progress:4.0%}, {told.tokens} tokens, agreement {agreement}, {left_s:.0f} s left"
 
 
-def _spent(writing_s: float, progress: Progress, measuring_s: float) -> Spent:
+def _spent(writing_s: float, making_s: float, progress: Progress, measuring_s: float) -> Spent:
     return Spent(
         writing_s=round(writing_s, 1),
-        making_s=round(progress.making_s, 1),
+        making_s=round(making_s + progress.making_s, 1),
         reading_s=round(progress.reading_s, 1),
         passes_s=round(progress.train_s - progress.reading_s, 1),
         judging_s=round(progress.judging_s, 1),

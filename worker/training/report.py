@@ -19,7 +19,7 @@ _PANEL, _HEIGHT, _EDGE = 480, 360, 48  # of the picture
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of a build. Those of training are `reading_s`, the target's forwards over the text, which are timed by
     themselves now and then, and `passes_s`, all the rest: the head's passes, forth and back, and its steps. `making_s`
-    went to its first steps, which make kernels, and is no part of the plan's minutes."""
+    went to the first rounds and steps, which make kernels, and is no part of the plan's minutes."""
 
     writing_s: float
     reading_s: float

@@ -1,12 +1,19 @@
 """What a build cannot go on with is refused before it has begun, in one line."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.worker.training import language
+from worker.training import build
 from worker.training.build import BadBuild, check_length, encoded
+from worker.training.corpus import Corpus
 from worker.training.openers import PROMPTS
+from worker.training.plan import Plan
+from worker.training.synthesis import ANSWER, Written
 
 
 @dataclass(frozen=True)
@@ -35,3 +42,27 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_named() -> None:
 
 def test_built_in_prompts_are_measured_with_where_none_are_given() -> None:
     assert len(encoded([], Letters(), 200)) == len(PROMPTS)
+
+
+class SlowStart:
+    """Writes a row a round, in 10 s by its own clock; the first round of its life takes 100."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.rounds = 0
+
+    def write(self, number: int, texts: Any) -> Written:
+        self.now_s += 10.0 if self.rounds else 100.0
+        self.rounds += 1
+        return Written(np.full((1, 32), number + 1), np.full((1, 32), ANSWER, dtype=np.uint8))
+
+
+def test_making_kernels_takes_no_time_from_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = Plan(minutes=6.0, writing_share=0.5, rows=1, length=32)  # 180 s of writing
+    for rounds in (18, 0):  # the second build goes on where there is nothing left to do
+        writer: Any = SlowStart()
+        monkeypatch.setattr(build.time, "monotonic", lambda now=writer: now.now_s)
+        said: list[str] = []
+        writing_s, making_s = build._write(writer, Corpus(tmp_path, 32), plan, tmp_path, said.append)
+        assert (writer.rounds, writing_s, making_s) == (rounds, 180.0, 90.0)
+        assert len(said) == rounds
