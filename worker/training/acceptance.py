@@ -4,8 +4,7 @@ While all drafts before it were right, what a chain feeds it is the text itself:
 tells, for every position and depth, whether the draft there would be right.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from worker.drafters.suffix import NO_COPY, SuffixDrafter
+from worker.drafting import SURE_MATCH
 from worker.heads.folder import Trained
 from worker.training.answers import Answers, noise_at
 from worker.training.passes import outputs
@@ -20,7 +21,6 @@ from worker.training.reading import Reader
 
 Array = np.ndarray[Any, Any]
 _COLUMNS = 32  # positions whose logits exist at a time
-LEAST_COPIED_MATCH = 3
 
 
 @dataclass(slots=True)
@@ -72,75 +72,41 @@ def right_drafts(trained: Trained, reader: Reader, answers: Answers, passes: int
     return right
 
 
-def walk(right: Array, row: Sequence[int], start: int, end: int, length: int, *, copies: bool = False) -> list[int]:
+def walk(right: Array, row: Sequence[int], start: int, end: int, length: int, *, copied: int = 0) -> list[int]:
     """Draft tokens that stand in each step over an answer row[start:end].
 
-    `right` [passes, positions] of the row. With `copies` a step drafts what followed the longest match of three tokens
-    or more, where there is one, and with the trained drafter otherwise.
+    `right` [passes, positions] of the row; a draft has `length` tokens. With `copied` a step drafts what `suffix` is as
+    sure of as `combo` wants it, so many tokens at most, and with the trained drafter otherwise.
     """
     accepted: list[int] = []
-    places: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    seen = 0
-    at = start - 1
-    while at + 2 < end:
-        most = min(length, end - (at + 2))
-        copied: Sequence[int] = ()
-        if copies:
-            known = at + 2
-            for place in range(max(seen, LEAST_COPIED_MATCH), known):
-                places[tuple(row[place - LEAST_COPIED_MATCH : place])].append(place)
-            seen = known
-            copied = _copied(row, known, places, most)
+    copies = SuffixDrafter()
+    known = list(row[: start + 1])
+    most = max(length, copied)
+    while len(known) < end:
+        left = end - len(known)
+        copy = copies.propose("", "", known, copied) if copied else NO_COPY
         stood = 0
-        if copied:
-            while stood < len(copied) and copied[stood] == row[at + 2 + stood]:
+        if copy.tokens and copy.match >= SURE_MATCH:
+            while stood < min(len(copy.tokens), left) and copy.tokens[stood] == row[len(known) + stood]:
                 stood += 1
         else:
-            while stood < most and right[stood][at + stood]:
+            while stood < min(length, left) and right[stood][len(known) - 2 + stood]:
                 stood += 1
-        if most == length:
+        if left >= most:
             accepted.append(stood)
-        at += stood + 1
+        known += row[len(known) : len(known) + stood + 1]
     return accepted
 
 
-def count(trained: Trained, reader: Reader, groups: Iterable[Answers], length: int, *, copies: bool = False) -> Counts:
-    """Steps over all answers."""
-    counts = Counts(length)
-    each_step(
-        trained,
-        reader,
-        groups,
-        length,
-        lambda _, plain, combined: counts.accepted.extend(combined if copies else plain),
-    )
-    return counts
-
-
-def each_step(
-    trained: Trained,
-    reader: Reader,
-    groups: Iterable[Answers],
-    length: int,
-    take: Callable[[int, list[int], list[int]], None],
-) -> None:
-    """Hands each prompt's number to `take`, with its steps by the drafter alone and by copies and it together."""
+def count(
+    trained: Trained, reader: Reader, groups: Iterable[Answers], length: int, copied: Sequence[int] = (0,)
+) -> list[Counts]:
+    """Steps over all answers, for each of `copied` (see `walk`)."""
+    counts = [Counts(length) for _ in copied]
     for group in groups:
         right = right_drafts(trained, reader, group, length)
-        for i, number in enumerate(group.numbers):
+        for i, tokens in enumerate(group.tokens.tolist()):
             span = int(group.starts[i]), int(group.ends[i])
-            row = [int(token) for token in group.tokens[i]]
-            plain = walk(right[:, i], row, *span, length)
-            take(number, plain, walk(right[:, i], row, *span, length, copies=True))
-
-
-def _copied(row: Sequence[int], known: int, places: dict[tuple[int, ...], list[int]], most: int) -> Sequence[int]:
-    """What followed the longest match of the row's known end, the latest of equals."""
-    best, longest = 0, 0
-    for place in places.get(tuple(row[known - LEAST_COPIED_MATCH : known]), [])[-16:]:
-        match = LEAST_COPIED_MATCH
-        while match < 64 and place > match and row[place - match - 1] == row[known - match - 1]:
-            match += 1
-        if match >= longest:
-            best, longest = place, match
-    return row[best : min(best + most, known)] if best else ()
+            for own, most in zip(counts, copied, strict=True):
+                own.accepted += walk(right[:, i], tokens, *span, length, copied=most)
+    return counts

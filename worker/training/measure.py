@@ -19,6 +19,7 @@ from worker.training.reading import Reader
 from worker.training.synthesis import ANSWER, Written
 
 DRAFT_TOKENS = 5
+COPIED_TOKENS = 8  # of a copy at most, as requests have it that say nothing else
 LEAST_SPEEDUP = 1.05
 TEMPERATURES = (0.0, folder.SAMPLED_AT)
 _ROWS = (1, 4, 8)
@@ -26,7 +27,7 @@ _JUDGED_ROWS = 32
 
 
 class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
-    """Of drafts of DRAFT_TOKENS. `copying`: accept length where matches are copied and it drafts the rest."""
+    """Of drafts of DRAFT_TOKENS. `copying`: accept length where `suffix` copies what it is sure of, as in `combo`."""
 
     text: str
     temperature: float
@@ -79,8 +80,7 @@ def measure(
 
 
 def _acceptance(trained: Trained, reader: Reader, name: str, temperature: float, groups: list[Answers]) -> Acceptance:
-    plain = count(trained, reader, groups, DRAFT_TOKENS)
-    copying = count(trained, reader, groups, DRAFT_TOKENS, copies=True)
+    plain, copying = count(trained, reader, groups, DRAFT_TOKENS, (0, COPIED_TOKENS))
     return Acceptance(
         text=name,
         temperature=temperature,

@@ -161,7 +161,7 @@ def test_the_head_guesses_more_of_the_models_text_than_copying_does(built: Built
         for i, row in enumerate(group.tokens.tolist()):
             span = int(group.starts[i]), int(group.ends[i])
             by_head.accepted += walk(right[:, i], row, *span, 5)
-            by_copies.accepted += walk(np.zeros_like(right[:, i]), row, *span, 5, copies=True)
+            by_copies.accepted += walk(np.zeros_like(right[:, i]), row, *span, 5, copied=5)
     reader.close()
     assert by_head.accept_length > 1.25 * by_copies.accept_length
 
@@ -194,7 +194,7 @@ def test_healed_layers_guess_more_than_they_did_before(built: Built, healed: tup
     lengths = []
     for layers in (before, after):
         reader = Reader(model.model, layers)
-        lengths.append(count(layers, reader, text, 5).accept_length)
+        lengths.append(count(layers, reader, text, 5)[0].accept_length)
         reader.close()
     assert lengths[1] > 1.1 * lengths[0]
 

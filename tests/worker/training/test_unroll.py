@@ -54,4 +54,12 @@ def test_a_walk_counts_drafts_until_the_first_wrong_one() -> None:
 
 def test_a_walk_copies_what_followed_a_match_of_three() -> None:
     right = np.zeros((3, 12), dtype=bool)
-    assert walk(right, [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6], start=5, end=12, length=3, copies=True) == [0, 0, 3]
+    assert walk(right, [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6], start=5, end=12, length=3, copied=3) == [0, 0, 3]
+
+
+def test_copies_may_be_longer_than_drafts() -> None:
+    right = np.zeros((3, 20), dtype=bool)
+    right[0, 8] = right[1, 9] = True  # after a match of two tokens, which is not copied, two drafts of the head stand
+    row = [*range(5, 13), 5, 6, *range(7, 13), 5, 6, 7, 8]
+    assert walk(right, row, start=8, end=20, length=3, copied=4) == [0, 2, 4]
+    assert walk(right, row, start=8, end=20, length=3) == [0, 2, 0, 0, 0, 0, 0]
