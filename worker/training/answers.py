@@ -16,7 +16,7 @@ _WAIT_EVERY = 8
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Whole rows int32 [rows, length], padded; answers stand at [starts, ends). `numbers`: of the prompts.
+    """Whole rows int32 [rows, length], padded; answers stand at [starts, ends).
 
     Tokens were drawn as argmax(logits / temperature + noise), see `noise_at`.
     """
@@ -24,7 +24,6 @@ class Answers:
     tokens: Array
     starts: Array
     ends: Array
-    numbers: tuple[int, ...]
     temperature: float
     seed: int
 
@@ -41,7 +40,7 @@ def answers(
         if not fits or (len(groups[-1]) + 1) * length > _BATCH_TOKENS:
             groups.append([])
         groups[-1].append(number)
-    return [_answer(model, [prompts[i] for i in g], g, temperature, most, ends, seed + g[0]) for g in groups]
+    return [_answer(model, [prompts[i] for i in g], temperature, most, ends, seed + g[0]) for g in groups]
 
 
 def noise_at(seed: int, position: int, shape: Sequence[int]) -> mx.array:
@@ -52,7 +51,6 @@ def noise_at(seed: int, position: int, shape: Sequence[int]) -> mx.array:
 def _answer(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    numbers: Sequence[int],
     temperature: float,
     most: int,
     ends: frozenset[int],
@@ -81,7 +79,7 @@ def _answer(
             mx.eval(token)
     rows = np.array(mx.concatenate(tokens, axis=1))
     until = [_end(row, int(start), most, ends) for row, start in zip(rows, lengths, strict=True)]
-    return Answers(rows, lengths, np.array(until), tuple(numbers), temperature, seed)
+    return Answers(rows, lengths, np.array(until), temperature, seed)
 
 
 def _end(row: Array, start: int, most: int, ends: frozenset[int]) -> int:

@@ -96,7 +96,7 @@ def longest_answers(rows: Written) -> Answers:
     tokens, kinds = rows.tokens[:_JUDGED_ROWS].astype(np.int32), rows.kinds[:_JUDGED_ROWS]
     spans = [_longest_run(row == ANSWER) for row in kinds]
     starts, ends = (np.array(side) for side in zip(*spans, strict=True))
-    return Answers(tokens, np.maximum(starts, 1), ends, tuple(range(len(tokens))), 0.0, 0)
+    return Answers(tokens, np.maximum(starts, 1), ends, 0.0, 0)
 
 
 def _longest_run(marks: np.ndarray[Any, Any]) -> tuple[int, int]:

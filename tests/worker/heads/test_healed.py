@@ -101,7 +101,7 @@ def test_all_drafts_of_all_layers_are_right() -> None:
     tokens = TOKENS
     for _ in range(10):
         tokens = mx.concatenate([tokens, mx.argmax(model(tokens)[:, -1:], axis=-1).astype(mx.int32)], axis=1)
-    text = Answers(np.array(tokens), np.array([6]), np.array([16]), (0,), 0.0, 0)
+    text = Answers(np.array(tokens), np.array([6]), np.array([16]), 0.0, 0)
     shares = []
     for kept in (tuple(range(len(model.layers))), (0,)):
         healed = fresh(model, kept)
