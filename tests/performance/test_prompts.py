@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.performance import prompts
+from tests.performance.bench import others_than
 
 
 def test_edit_tasks_are_our_own_files_with_a_name_to_change() -> None:
@@ -33,3 +34,11 @@ def test_questions_are_chosen_by_category_and_length(tmp_path: Path) -> None:
     assert prompts.read(file, 100, ["rag"]) == ["a" * 30, "b"]
     with pytest.raises(ValueError, match="no category poems; it has math, qa, rag"):
         prompts.read(file, 10, ["poems", "qa"])
+
+
+def test_who_warms_up_is_asked_what_is_not_measured() -> None:
+    file = [f"question {number}" for number in range(10)]
+    assert set(others_than(file[:4], file, 3)) < set(file[4:])
+    more = others_than([*file[:4], prompts.PROMPTS[0]], file, 12)
+    assert len(set(more)) == len(more) == 12
+    assert not set(more) & {*file[:4], prompts.PROMPTS[0]}

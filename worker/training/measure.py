@@ -7,6 +7,7 @@ import mlx.nn as nn
 import msgspec
 import numpy as np
 
+from common.config import SpeculationConfig
 from worker.heads import folder
 from worker.heads.folder import Trained
 from worker.heads.healed import HealedLayers
@@ -19,7 +20,7 @@ from worker.training.reading import Reader
 from worker.training.synthesis import ANSWER, Written
 
 DRAFT_TOKENS = 5
-COPIED_TOKENS = 8  # of a copy at most, as requests have it that say nothing else
+COPIED_TOKENS = SpeculationConfig().max_draft_tokens  # of a copy at most
 LEAST_SPEEDUP = 1.05
 TEMPERATURES = (0.0, folder.SAMPLED_AT)
 _ROWS = (1, 4, 8)
