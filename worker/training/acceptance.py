@@ -52,23 +52,24 @@ def right_drafts(trained: Trained, reader: Reader, answers: Answers, passes: int
     right = np.zeros((passes, *answers.tokens.shape), dtype=bool)
     last = answers.tokens.shape[1] - 2
     first = max(int(answers.starts.min()) - 1, 0)
-    width = 1 if answers.temperature else _COLUMNS
-    rows = trained.rows
     size = reader.vocabulary
-    for start in range(first, last, width):
-        end = min(start + width, last)
+    for start in range(first, last, _COLUMNS):
+        end = min(start + _COLUMNS, last)
         noise = None
         if answers.temperature:
-            noise = noise_at(answers.seed, start + 2, (len(tokens), size))[:, None, vocabulary]
+            drawn = [noise_at(answers.seed, at + 2, (len(tokens), size))[:, vocabulary] for at in range(start, end)]
+            noise = mx.stack(drawn, axis=1)
+        guesses: list[mx.array] = []
         for number, output in enumerate(states):
             if number and output is states[number - 1]:
-                right[number, :, start:end] = right[number - 1, :, start:end]
+                guesses.append(guesses[-1])
                 continue
-            scores = rows(output[:, start:end]).astype(mx.float32)
+            scores = trained.rows(output[:, start:end]).astype(mx.float32)
             if noise is not None:
                 scores = scores / answers.temperature + noise
-            guess = vocabulary[mx.argmax(scores, axis=-1)]
-            right[number, :, start:end] = np.array(guess == tokens[:, start + 2 : end + 2])
+            guesses.append(vocabulary[mx.argmax(scores, axis=-1)])
+            mx.async_eval(guesses[-1])
+        right[:, :, start:end] = np.array(mx.stack(guesses) == tokens[:, start + 2 : end + 2])
     return right
 
 

@@ -54,30 +54,28 @@ def measure(model: nn.Module, trained: Trained, all_rows: Sequence[int], most: i
 
 
 def _measured(target: Target, own: Target, draft: Callable[[int], float], rows: int, most: int) -> Costs:
-    """`draft` takes a step of a draft for so many rows, in the slots of `own`."""
+    """`draft` makes a draft for so many rows in the slots of `own`, and says what one position of it took."""
     _run(target, rows, 0, _CONTEXT)
-    step_s = tuple(_seconds(lambda w=width: _run(target, rows, _CONTEXT, w)) for width in range(1, most + 2))  # type: ignore[misc]
+    step_s = tuple(_median_s(lambda w=width: _run(target, rows, _CONTEXT, w)) for width in range(1, most + 2))  # type: ignore[misc]
     target.clear()
-    draft_s = _seconds(lambda: draft(rows))
+    draft_s = _median_s(lambda: draft(rows))
     own.clear()
     return Costs(rows=rows, step_s=step_s, draft_s=draft_s)
 
 
-def _run(target: Target, rows: int, start: int, width: int) -> None:
-    """A step of `width` tokens for each row, which then has _CONTEXT tokens."""
+def _run(target: Target, rows: int, start: int, width: int) -> float:
+    """Seconds of a step of `width` tokens for each row, which then has _CONTEXT tokens."""
+    began = time.perf_counter()
     segments = [Segment(row, start, width) for row in range(rows)]
     logits = target.forward(segments, [1] * (rows * width), range(rows * width))
     mx.eval(mx.argmax(logits, axis=-1), target.cached_arrays())
+    seconds = time.perf_counter() - began
     for row in range(rows):
         target.state.commit(row, _CONTEXT)
+    return seconds
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    """Median seconds; the first run, which may make kernels, does not count."""
+def _median_s(run: Callable[[], float]) -> float:
+    """Median of the seconds that runs say they took; the first one, which may make kernels, does not count."""
     run()
-    seconds = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return median(seconds)
+    return median(run() for _ in range(_REPEATS))
