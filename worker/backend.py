@@ -27,7 +27,7 @@ def prepare() -> None:
     """Set what MLX needs before the first array.
 
     A CPU without a C++ compiler cannot fuse operations. On CUDA, MLX would capture kernels into graphs, each of which
-    takes milliseconds to make: steps of ever other sizes are faster without (see docs/benchmarks.md).
+    takes milliseconds to make: steps of ever other sizes are faster without (see docs/measurements.md).
     """
     if name() == "cpu" and not can_fuse():
         mx.disable_compile()

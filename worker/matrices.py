@@ -7,7 +7,7 @@ other, and the first that is asked answers for all.
 A BLAS copies a matrix that it multiplies by; stored as [inputs, outputs] that copy is cheaper, by a quarter to a half
 of the product. MLX's CUDA kernels for quantized matrices are made for a few tokens: for more of them unfolding the
 matrix first is several times faster; of a model that is small beside the device's memory the unfolded matrices are
-kept. (Figures in docs/benchmarks.md.)
+kept. (Figures in docs/measurements.md.)
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Numbers of tokens whose products with a matrix take no longer than those of fewer: what steps are padded to on a CPU.
 
 A BLAS makes products in blocks of tokens and takes its time with what is left beside them: on some processors 10 tokens
-take longer than 16 (docs/benchmarks.md has the figures). Whether they do here is measured, not assumed.
+take longer than 16 (docs/measurements.md has the figures). Whether they do here is measured, not assumed.
 """
 
 import statistics

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import mlx.core as mx
@@ -56,9 +57,9 @@ def measure(model: nn.Module, trained: Trained, all_rows: Sequence[int], most: i
 def _measured(target: Target, own: Target, draft: Callable[[int], float], rows: int, most: int) -> Costs:
     """`draft` makes a draft for so many rows in the slots of `own`, and says what one position of it took."""
     _run(target, rows, 0, _CONTEXT)
-    step_s = tuple(_median_s(lambda w=width: _run(target, rows, _CONTEXT, w)) for width in range(1, most + 2))  # type: ignore[misc]
+    step_s = _medians([partial(_run, target, rows, _CONTEXT, width) for width in range(1, most + 2)])
     target.clear()
-    draft_s = _median_s(lambda: draft(rows))
+    (draft_s,) = _medians([partial(draft, rows)])
     own.clear()
     return Costs(rows=rows, step_s=step_s, draft_s=draft_s)
 
@@ -75,7 +76,10 @@ def _run(target: Target, rows: int, start: int, width: int) -> float:
     return seconds
 
 
-def _median_s(run: Callable[[], float]) -> float:
-    """Median of the seconds that runs say they took; the first one, which may make kernels, does not count."""
-    run()
-    return median(run() for _ in range(_REPEATS))
+def _medians(runs: Sequence[Callable[[], float]]) -> tuple[float, ...]:
+    """Median of the seconds that each says it took, in turns, so that a machine's ups and downs meet all of them.
+
+    The first round, which may make kernels, does not count.
+    """
+    rounds = [[run() for run in runs] for _ in range(1 + _REPEATS)]
+    return tuple(median(seconds) for seconds in zip(*rounds[1:], strict=True))

@@ -50,6 +50,7 @@ def like(kind: str, minutes: float, speedups: list[float], device: str = "cpu") 
     return msgspec.structs.replace(
         shipped,
         plan=Plan(init=kind),
+        others=[],
         writing_s=20 * minutes,
         train_s=40 * minutes,
         measured_on=device,
