@@ -16,7 +16,7 @@ from worker.taps import NoLayers
 from worker.training import report
 from worker.training.build import WORK, Job, build, evaluate
 from worker.training.given import BadText, read_prompts
-from worker.training.plan import Plan, check
+from worker.training.plan import HELP, Plan, check
 
 OK, DOES_NOT_PAY, CANNOT, NOT_FOUND, INTERRUPTED = 0, 1, 3, 5, 130
 
@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--json", action="store_true", help="progress goes to standard error")
     for name, default in msgspec.structs.asdict(Plan()).items():
         if name not in ("stages", "init"):
-            make.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
+            option, told = f"--{name.replace('_', '-')}", HELP[name] + (f" (default: {default})" if default else "")
+            make.add_argument(option, type=type(default), default=default, metavar="N", help=told)
     for verb, run, text in (("info", _info, "show a head's report"), ("rm", _remove, "delete a head")):
         one = verbs.add_parser(verb, help=text)
         one.set_defaults(run=run)

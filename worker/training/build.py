@@ -4,7 +4,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,12 @@ def build(job: Job, say: Say) -> Report:
     loaded = loader.load(job.model, _target_form(job.weights))
     loaded.model.freeze()
     talk = dialogue.of(loaded.tokenizer, loaded.config)
+    job = replace(job, plan=plan.fitted(job.plan, loaded.model, loaded.weights_bytes, loaded.context_tokens))
     check_length(job.plan.length, talk, loaded.context_tokens)
     prompts = encoded(job.prompts, loaded.tokenizer, loaded.context_tokens)
     _begin_work(work, job.plan)
     say(f"{job.model}: {loaded.weights} on {backend.describe()}")
+    say(f"{job.plan.rows} rows of {job.plan.length} tokens at a time, {job.plan.batch_rows} for a step of training")
     corpus = Corpus(work, job.plan.length)
     _take_served(job, corpus, loader.vocabulary_size(loaded.config, loaded.tokenizer), say)
     answered = _training_prompts(job, loaded.tokenizer, say)

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import msgspec
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
 
 from common.errors import ConfigError
 from worker import backend
@@ -24,9 +25,9 @@ RANGES: dict[str, tuple[float, float]] = {  # least and most of each number of a
     "steps": (0, 10**9),
     "writing_share": (0.01, 0.99),
     "long_share": (0, 0.9),
-    "rows": (1, 65_536),
-    "length": (16, 65_536),
-    "batch_rows": (1, 4096),
+    "rows": (0, 65_536),
+    "length": (0, 65_536),
+    "batch_rows": (0, 4096),
     "vocabulary": (2, 10**7),
     "layers": (1, 8),
     "mlp_ratio": (0.05, 16),
@@ -36,6 +37,29 @@ RANGES: dict[str, tuple[float, float]] = {  # least and most of each number of a
     "rank": (1, 1024),
     "seed": (0, 2**31 - 1),
 }
+HELP: dict[str, str] = {
+    "minutes": "of writing and training together (kernels, measuring and loading come on top)",
+    "tokens": "of text at most (0: no limit)",
+    "steps": "of training at most (0: no limit)",
+    "writing_share": "of the minutes that goes to writing: what limits a head is mostly the amount of text",
+    "long_share": "of the text's rows that ask about longer texts",
+    "rows": "written at a time (0: as many as suit the machine)",
+    "length": "of a row in tokens (0: 256 on a CPU, 768 elsewhere)",
+    "batch_rows": "of a training step (0: 4 on a CPU, 8 elsewhere)",
+    "vocabulary": "tokens that the head can predict, the most frequent ones",
+    "layers": "of the head",
+    "mlp_ratio": "width of the head's MLP, beside the target's own",
+    "matrix_rate": "learning rate of matrices (Muon)",
+    "vector_rate": "learning rate of everything else (Adam)",
+    "keep_ratio": "of the target's layers that --init layers keeps",
+    "rank": "of the adapters of --init layers",
+    "seed": "of text and weights",
+}
+_CPU_SIZES = 16, 256, 4  # rows, length, batch_rows …
+_GPU_LENGTH, _GPU_BATCH_ROWS = 768, 8
+_MOST_ROWS = {"cuda": 1024, "metal": 256}  # … where memory allows, a power of two
+_CACHE_SHARE = 0.5  # of the device's memory for the weights and what the rows that are written keep
+_CACHE_STEP = 256  # tokens by which mlx-lm's caches grow
 
 
 class BadPlan(ConfigError):
@@ -46,9 +70,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a build; a build that goes on after a kill must have the same ones.
 
     `minutes` are those of writing and training together, of which `writing_share` goes to writing; `tokens` (0: no
-    limit) ends writing earlier, `steps` (0: no limit) training. Of the rows of text a `long_share` begins with a user
-    turn around texts that were written before. `init`: "head" makes one, "layers" heals the
-    `keep_ratio` of the target's own that change most, by adapters of this `rank`.
+    limit) ends writing earlier, `steps` (0: no limit) training. `rows`, `length` and `batch_rows` of 0 become what
+    suits the machine (`fitted`). Of the rows of text a `long_share` begins with a user turn around texts that were
+    written before. `init`: "head" makes one, "layers" heals the `keep_ratio` of the target's own that change most, by
+    adapters of this `rank`.
     """
 
     minutes: float = 10.0
@@ -56,9 +81,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     writing_share: float = 0.35
     long_share: float = 0.0
-    rows: int = 16
-    length: int = 256
-    batch_rows: int = 4
+    rows: int = 0
+    length: int = 0
+    batch_rows: int = 0
     vocabulary: int = 16384
     layers: int = 1
     mlp_ratio: float = 1.0  # of the target's own MLP
@@ -83,6 +108,27 @@ def check(plan: Plan) -> None:
         value = getattr(plan, name)
         if not least <= value <= most:  # as a NaN is not, either
             raise BadPlan(f"--{name.replace('_', '-')} is {value}; it must lie in [{least:,}, {most:,}]")
+
+
+def fitted(plan: Plan, model: nn.Module, weights_bytes: int, context_tokens: int) -> Plan:
+    """The plan with what it leaves open as it suits this machine; the same one whenever it is asked here."""
+    kind = backend.name()
+    rows, length, batch_rows = _CPU_SIZES
+    if kind != "cpu":
+        length, batch_rows = min(_GPU_LENGTH, context_tokens), _GPU_BATCH_ROWS
+        room = _CACHE_SHARE * backend.memory_bytes() - weights_bytes
+        fitting = int(max(room, 1) / row_bytes(model, plan.length or length))
+        rows = min(max(1 << max(fitting.bit_length() - 1, 0), _CPU_SIZES[0]), _MOST_ROWS[kind])
+    return msgspec.structs.replace(
+        plan, rows=plan.rows or rows, length=plan.length or length, batch_rows=plan.batch_rows or batch_rows
+    )
+
+
+def row_bytes(model: nn.Module, length: int) -> int:
+    """What a row of so many tokens keeps in the model's caches, at most."""
+    cache = make_prompt_cache(model)
+    mx.eval(model(mx.zeros((1, 1), mx.int32), cache=cache))
+    return sum(int(layer.nbytes) for layer in cache) * -(-length // _CACHE_STEP)
 
 
 def rate_factor(progress: float, step: int, warmup: int = 30) -> float:

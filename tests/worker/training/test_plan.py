@@ -6,8 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.worker.training import language
 from worker.training import __main__ as command
-from worker.training.plan import RANGES, BadPlan, Plan, check
+from worker.training.plan import HELP, RANGES, BadPlan, Plan, check, fitted, row_bytes
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -19,8 +20,31 @@ def test_a_number_outside_its_range_is_named_with_its_limits(name: str) -> None:
     check(msgspec.structs.replace(Plan(), **{name: type(getattr(Plan(), name))(most)}))
 
 
-def test_every_number_of_a_plan_has_a_range() -> None:
-    assert set(RANGES) == set(Plan.__struct_fields__) - {"stages", "init"}
+def test_every_number_of_a_plan_has_a_range_and_is_explained() -> None:
+    assert set(RANGES) == set(HELP) == set(Plan.__struct_fields__) - {"stages", "init"}
+
+
+def sizes(plan: Plan, weights_bytes: int = 0, context_tokens: int = 2048) -> tuple[int, int, int]:
+    found = fitted(plan, language.untrained(), weights_bytes, context_tokens)
+    return found.rows, found.length, found.batch_rows
+
+
+def test_what_a_plan_leaves_open_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sizes(Plan()) == (16, 256, 4)
+    monkeypatch.setattr("worker.backend.name", lambda: "cuda")
+    row = row_bytes(language.untrained(), 768)
+    for rows_that_fit, expected in ((5000, 1024), (700, 512), (512, 512), (40, 32), (3, 16)):
+        monkeypatch.setattr("worker.backend.memory_bytes", lambda rows=rows_that_fit: 2 * (rows * row + 1_000_000))
+        assert sizes(Plan(), weights_bytes=1_000_000) == (expected, 768, 8)
+    assert sizes(Plan(rows=7, batch_rows=2), context_tokens=512) == (7, 512, 2)
+    assert sizes(Plan(rows=7, length=384)) == (7, 384, 8)
+
+
+def test_a_row_takes_what_its_layers_keep_of_each_token() -> None:
+    model = language.untrained()
+    config = language.CONFIG
+    per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 4
+    assert row_bytes(model, 700) == 768 * per_token
 
 
 def test_a_bad_number_ends_the_command_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
