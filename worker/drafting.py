@@ -7,10 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from worker.drafters.controller import FADES, Candidate, Controller, Costs, Decision, expected
+from worker.drafters.controller import Candidate, Controller, Costs, Decision, expected
 from worker.drafters.drafter import NO_DRAFT, Ask, Draft, Drafter, Offer
 from worker.drafters.looks import Looks
-from worker.drafters.surcharge import Surcharge
 from worker.request import Row
 from worker.step_times import Array, StepTimes
 
@@ -37,10 +36,8 @@ class Drafting:
     clock: Callable[[], float] = time.perf_counter
     drafted_steps: int = 0  # without a plain one between …
     plain_every: int = 1  # … and the most of them, which doubles up to PLAIN_EVERY
-    surcharge: Surcharge = field(default_factory=Surcharge)  # of steps with computed drafts
     looks: Looks = field(default_factory=Looks)
     look_s: float = 0.0  # what looking for drafts took in the latest step
-    catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     is_computed: bool = False  # whether somebody computed drafts in the latest step
 
     def drafts(self, rows: Sequence[Row], times: StepTimes, beside: int = 0) -> tuple[list[Draft], float]:
@@ -48,7 +45,7 @@ class Drafting:
 
         `beside`: so many tokens of prompts are in the step as well.
         """
-        self.is_computed = self.catches_up = False
+        self.is_computed = False
         self.look_s = 0.0
         if not rows:
             return [], 0.0
@@ -78,21 +75,10 @@ class Drafting:
         return drafts, plan.decision.draft_s
 
     def _rest(self) -> None:
-        """Nobody computes: what made it look dear is forgotten slowly, or it would never be tried again."""
-        self.surcharge.fade(FADES)
+        """Nobody computes: what is known of those who could is forgotten slowly, or they would never be tried again."""
         for name, drafter in self.drafters.items():
             if drafter.computes:
                 self.controller.rest(name)
-
-    def took(self, tokens: int, seconds: float, parts_s: float, scale: float = 1.0) -> float:
-        """The latest step had computed drafts, so many tokens, and took so long; returns what was to be expected.
-
-        `parts_s` are the prices of all its parts. `scale`: what the machine takes now, over what was timed; what is
-        learned is kept without it.
-        """
-        expected_s = parts_s + scale * float(self.surcharge.at(tokens))
-        self.surcharge.learn(tokens, seconds / scale, parts_s / scale)
-        return expected_s
 
     def settle(self, row: Row, draft: Draft, accepted: int, gained: int) -> None:
         """A step gave the row `gained` tokens, of which `accepted` had been drafted."""
@@ -158,7 +144,8 @@ class Drafting:
         return Costs(
             lambda tokens: times.predict_all(tokens + beside) - prompts_s,
             prices,
-            lambda tokens: self.surcharge.at(times.sizes.padded_all(tokens + beside)) * times.now,
+            lambda tokens: times.computed(tokens + beside),
+            times.factors.copied,
         )
 
     def _best_plan(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]], costs: Costs) -> Plan:
@@ -182,8 +169,8 @@ class Drafting:
         names = {offer.drafter for offer in choice.offers if offer.tokens is None}
         least_s = min((float(np.max(costs.draft_s[name](np.array([1])))) for name in names), default=np.inf)
         plain_s = float(np.max(costs.steps_s(np.array([rows]))))
-        surcharge_s = float(np.max(costs.surcharge_s(np.array([rows + 1]))))
-        return sum(choice.expected) * plain_s > rows * (least_s + surcharge_s)
+        factor = float(np.max(costs.computed(np.array([rows + 1]))))
+        return sum(choice.expected) * plain_s > rows * (factor * (plain_s + least_s) - plain_s)
 
     def _choice(self, rows: Sequence[Row], offers: Sequence[Sequence[Offer]]) -> "_Choice":
         candidates: list[Candidate] = []
@@ -226,7 +213,6 @@ class Drafting:
         drafts = [NO_DRAFT] * len(rows)
         for name, wanted in asks.items():
             drafter = self.drafters[name]
-            self.catches_up |= drafter.catches_up([ask.row for ask in wanted.values()])
             for place, draft in zip(wanted, drafter.draft(list(wanted.values())), strict=True):
                 drafts[place] = draft
         self.is_computed = any(draft.pending is not None for draft in drafts)

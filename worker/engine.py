@@ -23,6 +23,7 @@ from worker.request import Request, Row
 from worker.scheduler import Limits
 from worker.step_times import StepTimes
 from worker.target import Target
+from worker.time_factors import Kind
 from worker.verification import Feed, Verified, verify
 from worker.waiting import WaitingList
 
@@ -140,8 +141,7 @@ class Engine:
         self._ends_s = self.clock() - accepted
         self.drafting.keep_up(self.rows)
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
-        is_usual = self.target.compiled_shapes == compiled and not self.drafting.catches_up
-        self._learn(feeds, gains, report, is_usual=is_usual)
+        self._learn(feeds, gains, report, has_compiled=self.target.compiled_shapes > compiled)
         return report
 
     def _admit(self, now_s: float) -> None:
@@ -320,16 +320,16 @@ class Engine:
         )
 
     def _learn(
-        self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport, *, is_usual: bool
+        self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport, *, has_compiled: bool
     ) -> None:
         """Refresh the measured times, and what these tokens would have taken without drafts.
 
-        A step that was not a usual one, since something had to be compiled or read first, tells nothing. Rows end
-        whatever is drafted: that is no part of a step's price.
+        A step for which something had to be compiled first tells nothing. Rows end whatever is drafted: that is no part
+        of a step's price.
         """
         self.totals.add(report)
         step_s = report.total_s - self._ends_s
-        if is_usual:
+        if not has_compiled:
             self._learn_times(feeds, report, step_s - self.drafting.look_s)
         if report.prefill_tokens or not self.times.is_measured:
             return
@@ -351,9 +351,5 @@ class Engine:
             drift = step_s / self.times.predict(size) if self.times.is_measured else 1.0
             self.prefill_drift += 0.2 * (min(max(drift, 0.3), 3.0) - self.prefill_drift)
             return
-        if self.drafting.is_computed and self.times.is_measured:
-            parts_s = self.times.predict(size) + self._draft_s
-            padded = self.times.sizes.padded(size)
-            self.times.took(taken_s / self.drafting.took(padded, taken_s, parts_s, self.times.now))
-        else:
-            self.times.observe(size, taken_s, has_drafts=report.drafted > 0)
+        kind = Kind.COMPUTED if self.drafting.is_computed else Kind.COPIED if report.drafted else Kind.PLAIN
+        self.times.observe(size, taken_s, kind, self._draft_s)

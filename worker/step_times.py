@@ -6,7 +6,6 @@ Verification is not free, and what it costs differs by device, model and batch: 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,21 @@ import msgspec
 import numpy as np
 
 from worker.cache.layout import UNPADDED, StepSizes
+from worker.time_factors import Kind, TimeFactors
 
 Array = np.ndarray[Any, Any]
 
 GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 TIMED = (1, 2, 4, 8, 16, 32, 64, 128)  # those that are timed at load where a step takes long
-_SHARED_RATE = 0.1  # least weight of a plain step's measurement for all sizes; the first ones count as in a mean …
-_OWN_RATE = 0.03  # … and for its own
-_DRAFTED_RATE = 0.1  # weight of a measurement with drafts, for its own size …
-_DRIFT_RATE = 0.04  # … and for all: the machine may be another by now, or the drafts' price is wrong
-_CATCH_UP_RATE = 0.02  # by which a plain step counts more for each one with drafts since the last …
-_MOST_CATCH_UP = 0.5  # … and at most
 _LEAST_ROUNDS = 3
 _STEADY = 1.25  # how far the median of a calibration may lie above its best
-_HICCUP = 3.0  # what takes so many times longer than predicted says little, even at first
-_MOST_BESIDE = 2.0  # a size takes at most so many times more, or less, than the others do, over what was timed
-_TRUST = 1.5  # a single measurement moves an estimate as if it lay at most this factor away
 
 
 @dataclass(slots=True)
 class StepTimes:
     """Seconds of a step at each size of `GRID`, as they were timed (None where nothing was), and what they take now.
 
-    `sizes`: what steps are padded to. `scale`: what all sizes take now, over what was timed; `factors`: what each takes
-    besides, within bounds, so that it cannot run away from the others.
+    `sizes`: what steps are padded to. `factors`: what steps take now, over what was timed.
 
     A larger step is never taken to be faster than a smaller one: of what was timed the least of all larger ones counts,
     which keeps one disturbed measurement from shutting a size out; what was learned since takes larger ones along.
@@ -45,12 +35,9 @@ class StepTimes:
 
     seconds: list[float | None] = field(default_factory=lambda: [None] * len(GRID))
     sizes: StepSizes = UNPADDED
-    scale: float = 1.0
-    factors: list[float] = field(default_factory=lambda: [1.0] * len(GRID))
-    plain_steps: int = 0  # that were observed
-    drafted_steps: int = 0  # since the latest plain one …
-    drift: float = 1.0  # … and what all sizes may take now, over `scale`, by what those told
-    _curve: tuple[list[int], list[float]] | None = None  # `_known`, until it changes
+    factors: TimeFactors = field(default_factory=lambda: TimeFactors(GRID), compare=False)
+    _timed: Array | None = field(default=None, compare=False)  # `_all_timed`, until it changes
+    _curve: tuple[list[int], list[float]] | None = field(default=None, compare=False)  # `_known`, until it changes
 
     @property
     def is_measured(self) -> bool:
@@ -79,7 +66,12 @@ class StepTimes:
     @property
     def now(self) -> float:
         """What all sizes take now, over what was timed."""
-        return self.scale * self.drift
+        return self.factors.machine
+
+    def computed(self, tokens: Array) -> Array:
+        """Factors, 1 at least, on the parts' prices of steps of so many tokens in which drafts are computed."""
+        factors: Array = np.interp(self.sizes.padded_all(tokens), GRID, self.factors.computed)
+        return factors
 
     def largest_within(self, seconds: float, least: int, most: int) -> int:
         """The most tokens in [least, most] that a step of at most `seconds` can have; at least `least`."""
@@ -89,46 +81,16 @@ class StepTimes:
             low, high = (middle, high) if self.predict(middle) <= seconds else (low, middle - 1)
         return low
 
-    def observe(self, tokens: int, seconds: float, *, has_drafts: bool = False) -> None:
-        """Take in one measured step.
-
-        After a plain one all sizes move together (the machine is busier), its neighbours a little more. One with drafts
-        tells what drafts cost, and must not make plain steps look dearer: it moves its larger neighbour, and all of
-        them a little, until the next plain one.
-        """
+    def observe(self, tokens: int, seconds: float, kind: Kind = Kind.PLAIN, draft_s: float = 0.0) -> None:
+        """Take in one measured step; `draft_s`: what computing its drafts was predicted to take of it."""
         tokens = self.sizes.padded(tokens)
         if not self.is_measured:
             self._set(min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens)), seconds)
             return
-        if not has_drafts:
-            self._settle_drift(seconds / self.predict(tokens))
-        taken = seconds / self.predict(tokens)
-        ratio = min(max(taken, 1 / _TRUST), _TRUST)
-        if not has_drafts:
-            self.plain_steps += taken < _HICCUP
-            early_rate = 1 / self.plain_steps if taken < _HICCUP else 0.0
-            missed_rate = min(_CATCH_UP_RATE * self.drafted_steps, _MOST_CATCH_UP)
-            self.scale *= 1 + max(_SHARED_RATE, early_rate, missed_rate) * (ratio - 1)
-            self.drafted_steps = 0
-        else:
-            self.took(taken)
-        rate = _DRAFTED_RATE if has_drafts else _OWN_RATE
-        for i, share in [(neighbours(tokens)[-1][0], 1.0)] if has_drafts else neighbours(tokens):
-            factor = self.factors[i] * (1 + rate * share * (ratio - 1))
-            self.factors[i] = min(max(factor, 1 / _MOST_BESIDE), _MOST_BESIDE)
+        parts = 1.0 + draft_s / self.predict(tokens)  # in steps
+        timed_s = float(np.interp(tokens, GRID, self._all_timed()))
+        self.factors.learn(seconds / (parts * timed_s), neighbours(tokens), kind)
         self._curve = None
-
-    def took(self, taken: float) -> None:
-        """A step with drafts took so many times its price."""
-        self.drafted_steps += 1
-        drift = self.drift * (1 + _DRIFT_RATE * (min(max(taken, 1 / _TRUST), _TRUST) - 1))
-        self.drift = min(max(drift, 1 / _TRUST), _TRUST)
-
-    def _settle_drift(self, taken: float) -> None:
-        """A plain step took so many times what it was predicted to: is it the machine that changed?"""
-        if abs(taken - 1.0) < abs(taken * self.drift - 1.0):
-            self.scale *= self.drift
-        self.drift = 1.0
 
     def calibrate(self, run: Callable[[int], float], sizes: Sequence[int], budget_s: float, rounds: int = 5) -> bool:
         """Fill the table for `sizes` of the grid: `run(tokens)` makes one step and returns its seconds.
@@ -156,16 +118,18 @@ class StepTimes:
 
     def _set(self, i: int, seconds: float) -> None:
         self.seconds[i] = seconds
-        self._curve = None
+        self._timed = self._curve = None
 
     def _known(self) -> tuple[list[int], list[float]]:
         if self._curve is None:
-            ascending = accumulate((s * f for s, f in zip(self._timed(), self.factors, strict=True)), max)
-            self._curve = list(GRID), list(ascending)
+            ascending = np.maximum.accumulate(self._all_timed() * self.factors.sizes)
+            self._curve = list(GRID), ascending.tolist()
         return self._curve
 
-    def _timed(self) -> list[float]:
+    def _all_timed(self) -> Array:
         """What was timed, for all sizes of the grid: between and beyond those that were by straight lines."""
+        if self._timed is not None:
+            return self._timed
         known = [(size, s) for size, s in zip(GRID, self.seconds, strict=True) if s is not None]
         if not known:
             raise LookupError("no step has been measured yet")
@@ -174,8 +138,8 @@ class StepTimes:
             times[i] = min(times[i], times[i + 1])
         slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else 0.0
         beyond = np.maximum(np.array(GRID) - sizes[-1], 0) * slope
-        timed: list[float] = (np.interp(GRID, sizes, times) + beyond).tolist()
-        return timed
+        self._timed = np.interp(GRID, sizes, times) + beyond
+        return self._timed
 
 
 def load(path: Path) -> StepTimes | None:

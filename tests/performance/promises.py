@@ -58,8 +58,8 @@ class Watch:
 
 def promised(decision: Decision, rows: int, costs: Costs) -> Promise:
     size = np.array([rows + sum(decision.lengths)])
-    surcharge_s = float(np.max(costs.surcharge_s(size))) if decision.draft_s else 0.0
-    seconds = float(np.max(costs.steps_s(size))) + surcharge_s + decision.draft_s
+    factor = float(np.max(costs.computed(size))) if decision.draft_s else costs.copied if any(decision.lengths) else 1.0
+    seconds = factor * (float(np.max(costs.steps_s(size))) + decision.draft_s)
     return Promise(decision.goodput * seconds, seconds, decision.draft_s)
 
 
@@ -132,14 +132,14 @@ def tell(steps: list[tuple[StepReport, Promise | None]]) -> None:
 
 
 def tell_prices(ready: Any) -> None:
-    """What steps and positions of drafts are thought to take now."""
+    """What steps and positions of drafts are thought to take now, and what those with computed drafts take besides."""
     engine = ready.engine
     sizes = np.array(SIZES)
     rows = {"step": engine.times.predict_all(sizes)}
     for name, drafter in engine.drafting.drafters.items():
         if drafter.computes:
             rows[name] = drafter.step_s(sizes) * engine.times.now
-    rows["surcharge"] = engine.drafting.surcharge.at(sizes) * engine.times.now
+    rows["computed"] = (engine.times.computed(sizes) - 1.0) * rows["step"]
     for name, prices in rows.items():
         print(f"  {name:10}", " ".join(f"{n}: {1e3 * s:.2f}" for n, s in zip(SIZES, prices, strict=True)), flush=True)
     controller = engine.drafting.controller

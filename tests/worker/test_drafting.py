@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+import pytest
 
 from tests.worker import tiny
 from worker.drafters.controller import Controller, Decision
@@ -12,9 +14,23 @@ from worker.drafters.looks import MOST_SKIPPED
 from worker.drafting import Drafting
 from worker.request import Row
 from worker.step_times import GRID, Array, StepTimes
+from worker.time_factors import Kind
 
 STEP_S = 1.0
-FLAT = StepTimes([STEP_S] * len(GRID))
+
+
+def flat() -> StepTimes:
+    """Steps take a second, whatever is in them."""
+    return StepTimes([STEP_S] * len(GRID))
+
+
+class Dear(StepTimes):
+    """Steps with computed drafts take so many times what their parts do."""
+
+    factor = 1.0
+
+    def computed(self, tokens: Array) -> Array:
+        return np.full(len(tokens), self.factor)
 
 
 class Clock:
@@ -64,21 +80,23 @@ def a_row() -> Row:
     return row
 
 
-def drafted(drafting: Drafting, steps: int) -> list[int]:
-    rows = [a_row()]
-    return [drafting.drafts(rows, FLAT)[0][0].length for _ in range(steps)]
+def drafted(drafting: Drafting, steps: int, times: StepTimes | None = None) -> list[int]:
+    rows, times = [a_row()], times or flat()
+    return [drafting.drafts(rows, times)[0][0].length for _ in range(steps)]
 
 
-def a_step(drafting: Drafting, taken_s: float) -> None:
-    """One step that takes so long."""
-    (draft,), draft_s = drafting.drafts([a_row()], FLAT)
+def a_step(drafting: Drafting, times: StepTimes, computed_s: float) -> None:
+    """One step, which takes so long if it has computed drafts."""
+    (draft,), draft_s = drafting.drafts([a_row()], times)
     if drafting.is_computed:
-        drafting.took(1 + draft.length, taken_s, STEP_S + draft_s)
+        times.observe(1 + draft.length, computed_s, Kind.COMPUTED, draft_s)
+    else:
+        times.observe(1, STEP_S)
 
 
-def surcharge(drafting: Drafting) -> float:
-    """Of a step of three tokens."""
-    return float(drafting.surcharge.at(3))
+def extra(times: StepTimes) -> float:
+    """What a step of three tokens takes more if drafts are computed in it, as a share."""
+    return float(times.computed(np.array([3]))[0]) - 1.0
 
 
 def test_looks_that_cost_nothing_are_made_in_every_step() -> None:
@@ -117,7 +135,7 @@ def test_a_row_that_is_searched_in_vain_is_searched_rarely_and_the_others_are_no
     rows = [a_row(), a_row()]
     rows[1] = Row.of(tiny.make_request(1, max_tokens=100), 1, 0.0)
     rows[1].cached = len(rows[1].tokens) - 1
-    made = [drafting.drafts(rows, FLAT)[0] for _ in range(100)]
+    made = [drafting.drafts(rows, flat())[0] for _ in range(100)]
     looks = sum(any(draft.length for draft in drafts) for drafts in made)
     assert all(drafts[0].drafter == "computing" for drafts in made if drafts[0].length)
     assert picky.searched[1] == looks > 90 and 100 / (MOST_SKIPPED + 1) - 1 <= picky.searched[0] < 20
@@ -125,7 +143,7 @@ def test_a_row_that_is_searched_in_vain_is_searched_rarely_and_the_others_are_no
 
 def test_a_step_without_rows_that_decode_is_no_look_in_vain() -> None:
     drafting = Drafting({"slow": Slow(Clock(), 0.5)}, ("slow",), clock=Clock())
-    assert all(drafting.drafts([], FLAT) == ([], 0.0) for _ in range(10))
+    assert all(drafting.drafts([], flat()) == ([], 0.0) for _ in range(10))
     assert drafting.looks.count == 0
 
 
@@ -166,47 +184,36 @@ def test_what_cannot_pay_is_not_weighed_against_copies() -> None:
 
     controller = Counting(priors={("slow", 0): [0.3, 0.2]})
     drafting = Drafting({"slow": Computing(Clock(), 0.0)}, ("slow",), controller=controller, clock=Clock())
-    drafting.surcharge.seconds += 0.37 * STEP_S  # more than the 0.36 tokens that are expected are worth
-    assert drafted(drafting, 1) == [0] and controller.plans == 1
-    drafting.surcharge.seconds -= 0.17 * STEP_S
-    assert drafted(drafting, 1) == [2] and controller.plans == 3
+    times = Dear(flat().seconds)
+    times.factor = 1.37  # more than the 0.36 tokens that are expected are worth
+    assert drafted(drafting, 1, times) == [0] and controller.plans == 1
+    times.factor = 1.2
+    assert drafted(drafting, 1, times) == [2] and controller.plans == 3
 
 
 def test_computed_drafts_that_take_longer_than_said_are_given_up() -> None:
     clock = Clock()
-    drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
+    drafting, times = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock), flat()
     assert drafted(drafting, 1) == [2]
     for _ in range(100):
-        a_step(drafting, 2.5)
-    assert 0.9 < surcharge(drafting) < 1.6  # learned until it pays no more
-    drafting.surcharge.seconds *= 1.1  # it moves about the price at which a draft pays
-    assert not any(drafted(drafting, 10))
+        a_step(drafting, times, 3.5)
+    assert not any(drafted(drafting, 10, times))
+    assert times.predict(1) == pytest.approx(STEP_S, rel=0.02)  # a plain step is none the dearer
 
 
 def test_what_made_computed_drafts_dear_is_forgotten_while_nobody_computes() -> None:
     clock = Clock()
-    drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
+    drafting, times = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock), flat()
     for _ in range(100):
-        a_step(drafting, 2.5)
-    dear_s = surcharge(drafting)
+        a_step(drafting, times, 3.5)
     drafting.controller.observe("0", "slow", 0, 2, 0)  # a little worse as well
-    drafting.surcharge.seconds *= 1.2
-    assert not any(drafted(drafting, 20))
-    assert any(drafted(drafting, 1000))  # another try
-    assert surcharge(drafting) < dear_s * 1.2
-
-
-def test_a_step_that_catches_up_says_so() -> None:
-    class Behind(Computing):
-        def catches_up(self, rows: Sequence[Row]) -> bool:
-            return True
-
-    for kind in (Computing, Behind):
-        drafting = Drafting({"slow": kind(Clock(), 0.0)}, ("slow",), clock=Clock())
-        assert drafted(drafting, 1) == [2]
-        assert drafting.catches_up == (kind is Behind)
-        assert drafted(drafting, 1) == [0]  # the plain step in between
-        assert not drafting.catches_up
+    assert not any(drafted(drafting, 20, times))
+    extras = [extra(times)]
+    while not drafting.is_computed:
+        a_step(drafting, times, 3.5)
+        extras.append(extra(times))
+    assert 20 < len(extras) < 3000  # another try
+    assert extras[-2] < 0.9 * extras[0] and extras[-1] > extras[-2]
 
 
 def test_plain_steps_are_frequent_at_first() -> None:
@@ -219,9 +226,9 @@ def test_plain_steps_are_frequent_at_first() -> None:
 
 def test_noise_in_both_directions_makes_no_price() -> None:
     clock = Clock()
-    drafting = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock)
+    drafting, times = Drafting({"slow": Computing(clock, 0.0)}, ("slow",), clock=clock), flat()
     prices = []
     for number in range(200):
-        a_step(drafting, (STEP_S + 0.002) * (1.4 if number % 2 else 0.6))
-        prices.append(surcharge(drafting))
+        a_step(drafting, times, (STEP_S + 0.002) * (1.4 if number % 2 else 0.6))
+        prices.append(extra(times))
     assert sum(prices[100:]) / 100 < 0.03

@@ -8,6 +8,7 @@ import pytest
 from worker import step_times
 from worker.cache.layout import StepSizes
 from worker.step_times import GRID, StepTimes
+from worker.time_factors import Kind
 
 
 def linear() -> StepTimes:
@@ -21,7 +22,8 @@ def test_predicts_between_and_beyond_what_was_measured(tokens: int) -> None:
 
 def test_predicts_many_as_one() -> None:
     times = linear()
-    times.scale, times.seconds[3], times.seconds[-1] = 1.7, 9.0, None
+    times.seconds[3], times.seconds[-1] = 9.0, None
+    times.observe(8, 0.1)
     tokens = np.arange(1, 900)
     assert times.predict_all(tokens) == pytest.approx([times.predict(n) for n in tokens.tolist()])
     assert StepTimes([0.2, *[None] * (len(GRID) - 1)]).predict_all(tokens) == pytest.approx(0.2)
@@ -33,10 +35,11 @@ def test_a_padded_step_takes_what_its_padded_size_takes() -> None:
     assert [times.predict(n) for n in (1, 2, 5, 8, 9, 17)] == [linear().predict(n) for n in (1, 4, 8, 8, 16, 17)]
     tokens = np.arange(1, 40)
     assert times.predict_all(tokens) == pytest.approx([times.predict(n) for n in tokens.tolist()])
-    for _ in range(200):
-        times.observe(9, 0.1, has_drafts=True)
-    assert times.predict(16) == pytest.approx(0.1, rel=0.05)
-    assert times.predict(8) == pytest.approx(linear().predict(8) * times.drift)
+    for _ in range(100):
+        times.observe(8, 0.058)
+        times.observe(9, 0.08)
+    assert times.predict(9) == times.predict(16) == pytest.approx(0.08, rel=0.03)
+    assert times.predict(8) == pytest.approx(0.058, rel=0.03)
 
 
 def test_a_disturbed_measurement_does_not_make_a_size_dearer_than_a_larger_one() -> None:
@@ -129,25 +132,34 @@ def test_nothing_measured_cannot_predict() -> None:
 
 
 def test_steps_with_drafts_tell_their_own_price_and_leave_that_of_plain_steps() -> None:
-    times = StepTimes([0.1 + 0.01 * i for i in range(len(GRID))])
+    times = linear()
     plain_s, dear_s = times.predict(8), 1.2 * times.predict(16)
-    for _ in range(100):
-        times.observe(16, dear_s, has_drafts=True)
-        times.observe(13, dear_s, has_drafts=True)
-    assert times.predict(16) == pytest.approx(dear_s, rel=0.15)
+    for step in range(250):
+        times.observe(*((16, dear_s, Kind.COPIED) if step % 25 else (8, plain_s)))
     times.observe(8, plain_s)
-    assert times.predict(8) == pytest.approx(plain_s)
-    assert times.predict(16) > 1.05 * plain_s
+    assert times.predict(8) == pytest.approx(plain_s, rel=0.03)
+    assert times.predict(16) * times.factors.copied == pytest.approx(dear_s, rel=0.05)
+
+
+def test_computing_is_priced_beside_what_its_parts_take() -> None:
+    times = linear()
+    plain_s, drafted_s, draft_s = times.predict(8), times.predict(16), 0.02
+    for _ in range(100):
+        times.observe(8, 1.5 * plain_s)
+        times.observe(16, 1.5 * 1.2 * (drafted_s + draft_s), Kind.COMPUTED, draft_s * times.now)
+    factor = float(times.computed(np.array([16]))[0])
+    assert 1.03 < factor < 1.2  # the size takes some of the blame
+    assert factor * (times.predict(16) + draft_s * times.now) == pytest.approx(1.8 * (drafted_s + draft_s), rel=0.03)
 
 
 def test_a_machine_that_slows_down_while_all_steps_have_drafts_is_noticed() -> None:
-    times = StepTimes([0.1 + 0.01 * i for i in range(len(GRID))])
+    times = linear()
     plain_s, drafted_s = times.predict(8), times.predict(16)
     for _ in range(24):
-        times.observe(16, 1.3 * drafted_s, has_drafts=True)
+        times.observe(16, 1.3 * drafted_s, Kind.COPIED)
     assert 1.05 * plain_s < times.predict(8) < 1.3 * plain_s
     times.observe(8, 1.3 * plain_s)
-    assert times.predict(8) == pytest.approx(1.3 * plain_s, rel=0.1)
+    assert times.predict(8) == pytest.approx(1.3 * plain_s, rel=0.05)
 
 
 def test_the_first_plain_steps_say_at_once_how_fast_the_machine_is_now() -> None:
@@ -164,16 +176,17 @@ def test_steps_that_disagree_do_not_drive_each_other_away() -> None:
     usual = {n: times.predict(n) for n in (1, 8, 64, 512)}
     for _ in range(2000):
         times.observe(8, 1.2 * usual[8])
-        times.observe(24, 0.5 * usual[8], has_drafts=True)
-    assert times.predict(8) == pytest.approx(1.2 * usual[8], rel=0.05)
-    assert all(0.5 * usual[n] < times.predict(n) < 2.5 * usual[n] for n in usual)
+        times.observe(24, 0.5 * usual[8], Kind.COPIED)
+    assert times.predict(8) == pytest.approx(1.2 * usual[8], rel=0.1)
+    assert all(0.3 * usual[n] < times.predict(n) < 2.5 * usual[n] for n in usual)
 
 
 def test_a_size_that_turns_out_dearer_than_larger_ones_takes_them_along_and_does_not_run_away() -> None:
     times = StepTimes([0.01] * len(GRID))
     for _ in range(500):
-        times.observe(24, 0.02, has_drafts=True)
-    assert times.predict(24) == pytest.approx(0.02, rel=0.05)
-    assert times.predict(64) == pytest.approx(0.02, rel=0.05)
-    assert times.predict(8) == pytest.approx(0.01 * times.drift)
-    assert times.predict(512) == pytest.approx(0.02, rel=0.05)
+        times.observe(8, 0.01)
+        times.observe(24, 0.02)
+    assert times.predict(24) == pytest.approx(0.02, rel=0.1)
+    assert times.predict(64) == pytest.approx(0.02, rel=0.1)
+    assert times.predict(8) == pytest.approx(0.01, rel=0.1)
+    assert times.predict(512) == pytest.approx(0.02, rel=0.1)

@@ -25,6 +25,7 @@ from worker.scheduler import Limits
 from worker.step_times import GRID, StepTimes
 from worker.taps import owner_of_layers
 from worker.target import Target
+from worker.time_factors import Kind
 
 VOCABULARY = 96
 
@@ -148,21 +149,24 @@ class Noise(CopyingDrafter):
         """Nothing is kept."""
 
 
+class FixedTimes(StepTimes):
+    """For tests that count drafts: what steps really take decides nothing."""
+
+    def observe(self, tokens: int, seconds: float, kind: Kind = Kind.PLAIN, draft_s: float = 0.0) -> None:
+        """Learn nothing."""
+
+
 def flat_times() -> StepTimes:
     """A device on which verification is free: every draft is worth a try."""
-    return StepTimes([0.01 + 1e-9 * i for i in range(len(GRID))])
+    return FixedTimes([0.01 + 1e-9 * i for i in range(len(GRID))])
 
 
 class UnmeasuredDrafting(Drafting):
-    """For tests that count drafts: what looking and drafting really take decides nothing."""
+    """For tests that count drafts: what looking for them really takes decides nothing."""
 
     def drafts(self, rows: Sequence[Row], times: StepTimes, beside: int = 0) -> tuple[list[Draft], float]:
         self.clock, self.plain_every = lambda: 0.0, PLAIN_EVERY
         return super().drafts(rows, times, beside)
-
-    def took(self, tokens: int, seconds: float, parts_s: float, scale: float = 1.0) -> float:
-        """Learn nothing."""
-        return parts_s
 
 
 def make_engine(

@@ -64,12 +64,14 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 class Costs:
     """Predicted seconds: of steps of so many tokens each, and of one more position of computed drafts for so many rows.
 
-    `surcharge_s`: what steps of so many tokens cost besides if anybody computes a draft in them.
+    `computed`, `copied`: factors on the sum of both if anybody computes a draft in a step of so many tokens, and if all
+    are copied.
     """
 
     steps_s: Callable[[Array], Array | float]
     draft_s: Mapping[str, Callable[[Array], Array | float]] = field(default_factory=dict)
-    surcharge_s: Callable[[Array], Array] = np.zeros_like
+    computed: Callable[[Array], Array | float] = lambda tokens: 1.0
+    copied: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +165,9 @@ class Controller:
         tokens = _sorted_tokens(candidates, reaches)
         added_s, is_computed = _draft_s(candidates, tokens, costs)
         draft_s, sizes = _summed(added_s), np.arange(rows, rows + len(added_s) + 1)
-        steps_s = costs.steps_s(sizes) + np.where(_summed(is_computed) > 0, costs.surcharge_s(sizes), 0.0)
-        made, taken_s = rows + _summed(tokens.reach), steps_s + draft_s
+        factors = np.where(_summed(is_computed) > 0, costs.computed(sizes), costs.copied)
+        factors[0] = 1.0
+        made, taken_s = rows + _summed(tokens.reach), (costs.steps_s(sizes) + draft_s) * factors
         least = sum(candidate.must_probe and candidate.length > 0 for candidate in candidates)
         count = least + _best_count(made[least:], taken_s[least:])
         lengths = np.bincount(tokens.candidate[:count], minlength=len(candidates)).tolist()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
+import numpy as np
 
 from worker import cpu_ops, matrices
 from worker.cache import rotary
@@ -27,7 +28,7 @@ from worker.target import Target
 
 READ_TOKENS = 64  # read at the latest when so many wait in a row, together with the other rows' …
 LEAST_READ_TOKENS = 16  # … where so many wait …
-USUAL_READ_TOKENS = 4  # of each row, where the last step drafted: more is to catch up
+USUAL_READ_TOKENS = 4  # of each row, where the last step drafted
 MOST_READ_TOKENS = 512  # … and at most so many at once
 
 
@@ -139,12 +140,10 @@ class HeadDrafter(ChainDrafter):
         reading = self._readings.get(row.slot)
         return Offer(self.name, limit, match_of(row)) if reading is not None and reading.pieces else None
 
-    def catches_up(self, rows: Sequence[Row]) -> bool:
-        return sum(self._waiting(row) for row in rows) > USUAL_READ_TOKENS * len(rows)
-
     def _first(self, asks: Sequence[Ask]) -> mx.array:
         rows = [ask.row for ask in asks]
-        self.keep_up(rows)
+        if sum(self._waiting(row) for row in rows) > USUAL_READ_TOKENS * len(rows):
+            self.catch_up(rows)  # of these only keys and values are computed, since nobody asks for more
         self._slots = [row.slot for row in rows]
         self._hidden, logits = self._read(rows, [row.cached for row in rows])
         return self._picked(asks, logits, 0)
@@ -258,16 +257,26 @@ class HeadDrafter(ChainDrafter):
 
 
 def _gathered(pieces: Sequence[Piece], step: Step) -> list[mx.array]:
-    """The tapped layers' outputs for all tokens of a step, [tokens + padding, 1, hidden] each."""
-    parts: list[tuple[Sequence[mx.array], list[int]]] = []
+    """The tapped layers' outputs for all tokens of a step, [tokens + padding, 1, hidden] each.
+
+    What one forward put out is gathered at once, for all rows, and then brought into the order of the step: rows that
+    were fed together in many steps have many pieces, and an operation for each of them would take longer than reading.
+    """
+    sources: dict[int, tuple[Sequence[mx.array], list[int], list[int]]] = {}  # with places there, and in the step
+    end = 0
     for piece in pieces:
-        if not parts or parts[-1][0] is not piece.outputs:
-            parts.append((piece.outputs, []))
-        parts[-1][1].extend(range(piece.first, piece.first + piece.end - piece.start))
-    parts[-1][1].extend(parts[-1][1][-1:] * step.padding)
-    indexes = [mx.array(index, dtype=mx.int32) for _, index in parts]
-    taps = [
-        [outputs[i][index] for (outputs, _), index in zip(parts, indexes, strict=True)]
-        for i in range(len(pieces[0].outputs))
-    ]
-    return [tap[0] if len(tap) == 1 else mx.concatenate(tap) for tap in taps]
+        _, taken, places = sources.setdefault(id(piece.outputs), (piece.outputs, [], []))
+        count = piece.end - piece.start
+        taken += range(piece.first, piece.first + count)
+        places += range(end, end + count)
+        end += count
+    order = np.argsort(np.concatenate([places for _, _, places in sources.values()])).tolist()
+    order += order[-1:] * step.padding
+    if len(sources) == 1:
+        ((outputs, taken, _),) = sources.values()
+        index = mx.array([taken[place] for place in order], dtype=mx.int32)
+        return [layer[index] for layer in outputs]
+    parts = [(outputs, mx.array(taken, dtype=mx.int32)) for outputs, taken, _ in sources.values()]
+    ordered = mx.array(order, dtype=mx.int32)
+    count = len(pieces[0].outputs)
+    return [mx.concatenate([outputs[i][index] for outputs, index in parts])[ordered] for i in range(count)]
