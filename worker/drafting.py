@@ -38,6 +38,7 @@ class Drafting:
     plain_every: int = 1  # … and the most of them, which doubles up to PLAIN_EVERY
     looks: Looks = field(default_factory=Looks)
     look_s: float = 0.0  # what looking for drafts took in the latest step
+    catches_up: bool = False  # whether the latest step did: see `Drafter.catches_up`
     is_computed: bool = False  # whether somebody computed drafts in the latest step
 
     def drafts(self, rows: Sequence[Row], times: StepTimes, beside: int = 0) -> tuple[list[Draft], float]:
@@ -45,7 +46,7 @@ class Drafting:
 
         `beside`: so many tokens of prompts are in the step as well.
         """
-        self.is_computed = False
+        self.is_computed = self.catches_up = False
         self.look_s = 0.0
         if not rows:
             return [], 0.0
@@ -213,6 +214,7 @@ class Drafting:
         drafts = [NO_DRAFT] * len(rows)
         for name, wanted in asks.items():
             drafter = self.drafters[name]
+            self.catches_up |= drafter.catches_up([ask.row for ask in wanted.values()])
             for place, draft in zip(wanted, drafter.draft(list(wanted.values())), strict=True):
                 drafts[place] = draft
         self.is_computed = any(draft.pending is not None for draft in drafts)

@@ -30,12 +30,13 @@ from worker.waiting import WaitingList
 LARGEST_CHUNK = 2048  # tokens of prompts in one step at most
 SMALLEST_CHUNK = 16
 PATIENCE = 2.0  # who waits for his next token waits so many usual steps longer for others' prompts, on a slow machine
-FIRST_TOKEN_WEIGHT = 4.0  # a row's wait for its first token counts as much as so many rows' waits for their next
+SEVERAL = 3.0  # … or so many times that where several wait for their first: who is through needs not wait for the last
+FIRST_TOKEN_WEIGHT = 8.0  # a row's wait for its first token counts as much as so many rows' waits for their next
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long a step may take for prompts' sake, in seconds: while others decode, and when nobody does."""
+    """How long a step may take for prompts' sake, in seconds: while others wait, and when nobody does."""
 
     chunk_s: float = 0.1
     chunk_alone_s: float = 0.8
@@ -45,10 +46,11 @@ class Pace:
 
         `step_s` is what the step takes without them: where that is long, small chunks would take more time in all.
         """
-        if not decoding:
+        if not decoding and prefilling == 1:
             return self.chunk_alone_s
         least_s = max(self.chunk_s, PATIENCE * step_s)
-        return min(least_s * max(FIRST_TOKEN_WEIGHT * prefilling / decoding, 1.0), self.chunk_alone_s)
+        weight = FIRST_TOKEN_WEIGHT * prefilling / decoding if decoding else SEVERAL
+        return min(least_s * min(max(weight, 1.0), SEVERAL), self.chunk_alone_s)
 
 
 @dataclass(slots=True)
@@ -141,7 +143,8 @@ class Engine:
         self._ends_s = self.clock() - accepted
         self.drafting.keep_up(self.rows)
         report = self._report(feeds, ended + tuple(g for g in gains if g), began, proposed, verified)
-        self._learn(feeds, gains, report, has_compiled=self.target.compiled_shapes > compiled)
+        is_usual = self.target.compiled_shapes == compiled and not self.drafting.catches_up
+        self._learn(feeds, gains, report, is_usual=is_usual)
         return report
 
     def _admit(self, now_s: float) -> None:
@@ -225,8 +228,9 @@ class Engine:
         readers = [row for row in prefilling if not row.is_held]
         if not readers:
             return {}
-        base_s = self.times.predict(decoding) if decoding else 0.0
-        allowed_s = base_s + self.pace.chunk_time(decoding, len(prefilling), base_s) / self.prefill_drift
+        step_s = self.times.predict(max(decoding, 1))
+        chunk_s = self.pace.chunk_time(decoding, len(prefilling), step_s) / self.prefill_drift
+        allowed_s = (step_s if decoding else 0.0) + chunk_s
         most = self.times.largest_within(allowed_s, decoding, decoding + LARGEST_CHUNK)
         return scheduler.share_prefill(readers, max(most - decoding, SMALLEST_CHUNK))
 
@@ -320,16 +324,16 @@ class Engine:
         )
 
     def _learn(
-        self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport, *, has_compiled: bool
+        self, feeds: Sequence[Feed], gains: Sequence[Gain | None], report: StepReport, *, is_usual: bool
     ) -> None:
         """Refresh the measured times, and what these tokens would have taken without drafts.
 
-        A step for which something had to be compiled first tells nothing. Rows end whatever is drafted: that is no part
-        of a step's price.
+        A step that was not a usual one, since something had to be compiled or read first, tells nothing. Rows end
+        whatever is drafted: that is no part of a step's price.
         """
         self.totals.add(report)
         step_s = report.total_s - self._ends_s
-        if not has_compiled:
+        if is_usual:
             self._learn_times(feeds, report, step_s - self.drafting.look_s)
         if report.prefill_tokens or not self.times.is_measured:
             return

@@ -59,6 +59,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=8, help="requests at a time")
     parser.add_argument("--max-chars", type=int, default=900)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--uneven", action="store_true", help="answers of half to one and a half times max-tokens")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--warm-up", type=int, default=1, help="how often all prompts are answered before")
@@ -94,8 +95,12 @@ class Step:
 
 def run(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, number: int) -> list[Step]:
     """Answer all prompts, so many at a time, without anything to copy from earlier runs."""
+    return list(stepping(ready, prompts, options, number))
+
+
+def stepping(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, number: int) -> Iterator[Step]:
+    """The same, step by step."""
     engine = ready.engine
-    steps: list[Step] = []
     engine.prefixes.forget()
     requests = made(ready, prompts, options, scope=str(number))
     live = 0
@@ -104,11 +109,11 @@ def run(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespac
             engine.submit(request)
             live += 1
         if not engine.has_work:
-            return steps
+            return
         shapes = engine.target.compiled_shapes
         report = engine.step()
-        steps.append(Step(report, engine.target.compiled_shapes - shapes))
         live -= sum(gain.finish is not None for gain in report.gains)
+        yield Step(report, engine.target.compiled_shapes - shapes)
 
 
 def made(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespace, scope: str) -> Iterator[Request]:
@@ -117,12 +122,18 @@ def made(ready: Ready, prompts: list[tuple[int, ...]], options: argparse.Namespa
             request_id=str(number),
             prompt=prompt,
             sampling=Sampling(temperature=options.temperature, seed=number),
-            max_tokens=options.max_tokens,
+            max_tokens=length_of(number, options),
             end_tokens=ready.end_tokens,
             speculation=Speculation(drafter=options.drafter),
             arrived_s=time.perf_counter(),
             scope=scope,
         )
+
+
+def length_of(number: int, options: argparse.Namespace) -> int:
+    """Tokens of an answer at most. Rows whose answers all have the same length end and begin in step, as long as nobody
+    drafts, and prompts are read together: real ones do not."""
+    return round(options.max_tokens * (0.5 + number * 0.618034 % 1.0)) if options.uneven else int(options.max_tokens)
 
 
 def summary(steps: list[Step], wall_s: float) -> dict[str, Any]:

@@ -216,6 +216,19 @@ def test_what_made_computed_drafts_dear_is_forgotten_while_nobody_computes() -> 
     assert extras[-2] < 0.9 * extras[0] and extras[-1] > extras[-2]
 
 
+def test_a_step_that_catches_up_says_so() -> None:
+    class Behind(Computing):
+        def catches_up(self, rows: Sequence[Row]) -> bool:
+            return True
+
+    for kind in (Computing, Behind):
+        drafting = Drafting({"slow": kind(Clock(), 0.0)}, ("slow",), clock=Clock())
+        assert drafted(drafting, 1) == [2]
+        assert drafting.catches_up == (kind is Behind)
+        assert drafted(drafting, 1) == [0]  # the plain step in between
+        assert not drafting.catches_up
+
+
 def test_plain_steps_are_frequent_at_first() -> None:
     clock = Clock()
     drafter = Slow(clock, 0.0)

@@ -46,6 +46,9 @@ class ChainDrafter:
     def step_s(self, rows: Array) -> Array | float:
         return self.times.predict_all(rows)
 
+    def catches_up(self, rows: Sequence[Row]) -> bool:
+        return False
+
     def draft(self, asks: Sequence[Ask]) -> list[Draft]:
         """One chain for all rows together; those that asked for less leave it earlier."""
         chain = sorted(asks, key=lambda ask: ask.row.slot)

@@ -71,6 +71,10 @@ class Drafter(Protocol):
     def step_s(self, rows: Array) -> Array | float:
         """Seconds that one more draft token takes, for so many rows together each; 0 for a drafter that copies."""
 
+    def catches_up(self, rows: Sequence[Row]) -> bool:
+        """Whether a draft for these rows begins with reading what piled up while there were none: how long such a step
+        takes does not tell the price of a draft, or drafts that are rare would stay so."""
+
     def draft(self, asks: Sequence[Ask]) -> list[Draft]:
         """The drafts that were granted, one for each of `asks`; all of them belong to this drafter."""
 
@@ -97,6 +101,9 @@ class CopyingDrafter:
 
     def step_s(self, rows: Array) -> Array | float:
         return 0.0
+
+    def catches_up(self, rows: Sequence[Row]) -> bool:
+        return False
 
     def draft(self, asks: Sequence[Ask]) -> list[Draft]:
         return [_copied(ask) for ask in asks]

@@ -140,9 +140,12 @@ class HeadDrafter(ChainDrafter):
         reading = self._readings.get(row.slot)
         return Offer(self.name, limit, match_of(row)) if reading is not None and reading.pieces else None
 
+    def catches_up(self, rows: Sequence[Row]) -> bool:
+        return sum(self._waiting(row) for row in rows) > USUAL_READ_TOKENS * len(rows)
+
     def _first(self, asks: Sequence[Ask]) -> mx.array:
         rows = [ask.row for ask in asks]
-        if sum(self._waiting(row) for row in rows) > USUAL_READ_TOKENS * len(rows):
+        if self.catches_up(rows):
             self.catch_up(rows)  # of these only keys and values are computed, since nobody asks for more
         self._slots = [row.slot for row in rows]
         self._hidden, logits = self._read(rows, [row.cached for row in rows])
