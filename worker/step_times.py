@@ -54,10 +54,7 @@ class StepTimes:
     def predict_all(self, tokens: Array) -> Array:
         """Seconds of steps of so many tokens each, as `predict` says."""
         tokens = self.sizes.padded_all(tokens)
-        sizes, times = self._known()
-        slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
-        predicted: Array = np.interp(tokens, sizes, times) + np.maximum(tokens - sizes[-1], 0) * slope
-        return predicted * self.now
+        return _on_lines(tokens, self._known()[1]) * self.now
 
     def usual(self, tokens: int) -> float:
         """Seconds of such a step on a calm machine: the prediction without the drift since load."""
@@ -88,7 +85,7 @@ class StepTimes:
             self._set(min(range(len(GRID)), key=lambda i: abs(GRID[i] - tokens)), seconds)
             return
         parts = 1.0 + draft_s / self.predict(tokens)  # in steps
-        timed_s = float(np.interp(tokens, GRID, self._all_timed()))
+        timed_s = float(_on_lines(np.array(tokens), self._all_timed()))
         self.factors.learn(seconds / (parts * timed_s), neighbours(tokens), kind)
         self._curve = None
 
@@ -140,6 +137,13 @@ class StepTimes:
         beyond = np.maximum(np.array(GRID) - sizes[-1], 0) * slope
         self._timed = np.interp(GRID, sizes, times) + beyond
         return self._timed
+
+
+def _on_lines(tokens: Array, times: Sequence[float] | Array) -> Array:
+    """What steps of so many tokens take where those of `GRID` take `times`: by straight lines, beyond them too."""
+    slope = (times[-1] - times[-2]) / (GRID[-1] - GRID[-2])
+    taken: Array = np.interp(tokens, GRID, times) + np.maximum(tokens - GRID[-1], 0) * slope
+    return taken
 
 
 def load(path: Path) -> StepTimes | None:

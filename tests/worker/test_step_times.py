@@ -56,6 +56,14 @@ def test_follows_what_steps_take_now() -> None:
     assert times.predict(1) > 0.1  # a busier machine is slower at every size
 
 
+def test_a_step_larger_than_all_that_were_timed_teaches_nothing_if_it_takes_what_was_predicted() -> None:
+    times = linear()
+    for _ in range(50):
+        times.observe(1000, 1.05)
+    assert times.predict(1000) == pytest.approx(1.05)
+    assert times.predict(8) == pytest.approx(linear().predict(8))
+
+
 def test_one_hiccup_moves_an_estimate_little() -> None:
     times = linear()
     times.observe(16, 60.0)
